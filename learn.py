@@ -1,0 +1,163 @@
+"""What every update says: targets, weights of losses, descent, slow copies, and the means of what was measured."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def td_target(reward: Tensor, alive: Tensor, next_q: Tensor, gamma: float) -> Tensor:
+    """One-step target r + γ·alive·Q'. All (B,)."""
+    return reward + gamma * alive * next_q
+
+
+def weigh(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """The weighted sum. A loss without a weight, or a weight without a loss, is a KeyError."""
+    lonely = losses.keys() ^ weights.keys()
+    if lonely:
+        raise KeyError(f"a loss without a weight, or a weight without a loss: {sorted(lonely)}")
+    return sum(weights[k] * v for k, v in losses.items())
+
+
+def detach(metrics: dict[str, Tensor], group: str) -> dict[str, Tensor]:
+    """Names as `group/name`, tensors out of the graph."""
+    return {f"{group}/{k}": v.detach() for k, v in metrics.items()}
+
+
+class Frozen(nn.Module):
+    """A copy that never trains: no gradient, no dropout, whatever its parent is told."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = copy.deepcopy(net).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Frozen":
+        return super().train(False)
+
+    def forward(self, *inputs):
+        return self.net(*inputs)
+
+    @torch.no_grad()
+    def follow(self, online: nn.Module, tau: float) -> None:
+        """Polyak average: mine ← (1 − τ)·mine + τ·online, all parameters in one call."""
+        torch._foreach_lerp_(list(self.net.parameters()), [p.detach() for p in online.parameters()], tau)
+
+
+def adamw(nets: Iterable[nn.Module], weight_decay: float, device: torch.device) -> torch.optim.AdamW:
+    """AdamW that a CUDA graph can replay. Only matrices decay: no norms, biases, nor what a module marks
+    `_no_weight_decay`."""
+    params = [p for net in nets for p in net.parameters()]
+    matrix = [p.ndim >= 2 and not getattr(p, "_no_weight_decay", False) for p in params]
+    groups = [
+        {"params": [p for p, m in zip(params, matrix) if m], "weight_decay": weight_decay},
+        {"params": [p for p, m in zip(params, matrix) if not m], "weight_decay": 0.0},
+    ]
+    rate = torch.zeros((), device=device)  # a tensor, so that a graph reads today's value; `set_rate` writes it
+    return torch.optim.AdamW(groups, lr=rate, fused=device.type in ("cpu", "cuda"), capturable=device.type == "cuda")
+
+
+def set_rate(optimiser: torch.optim.Optimizer, peak: float, update: int, warmup: int) -> None:
+    """Linear warm-up: the first update already learns, the `warmup`-th is the first at the peak."""
+    for group in optimiser.param_groups:
+        group["lr"].fill_(peak * min(1.0, (update + 1) / max(warmup, 1)))
+
+
+def clip(nets: Iterable[nn.Module], norm: float) -> Tensor:
+    """Scale the gradients of `nets` together to at most `norm`; returns the norm they had. No host synchronisation."""
+    return nn.utils.clip_grad_norm_([p for net in nets for p in net.parameters()], norm, foreach=True)
+
+
+class Meter:
+    """Means of metrics over an interval, summed on the device; the host reads them once, in `means`."""
+
+    def __init__(self):
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.bad: Tensor | None = None  # the first update with a metric off the real line, or -1
+
+    @torch.no_grad()
+    def add(self, metrics: dict[str, Tensor], update: int) -> None:
+        values = [v.float() for v in metrics.values()]
+        new = {k: torch.zeros_like(v) for k, v in zip(metrics, values) if k not in self.sums}
+        self.sums |= new
+        self.counts |= dict.fromkeys(new, 0)
+        torch._foreach_add_([self.sums[k] for k in metrics], values)
+        for k in metrics:
+            self.counts[k] += 1
+        ok = torch.stack(values).isfinite().all()
+        bad = self.bad if self.bad is not None else torch.full_like(ok, -1, dtype=torch.long)
+        self.bad = torch.where(ok | (bad >= 0), bad, update)
+
+    def means(self) -> dict[str, float]:
+        """The averages since the last call, each over the updates in which it appeared; FloatingPointError if one was
+        not finite."""
+        names = list(self.sums)
+        values = torch.stack([self.sums[k] for k in names]).tolist() if names else []
+        means = {k: v / self.counts[k] for k, v in zip(names, values)}
+        if self.bad is not None and self.bad.item() >= 0:
+            off = [k for k, v in means.items() if not math.isfinite(v)]
+            raise FloatingPointError(f"update {self.bad.item()}: {', '.join(off)} left the real line")
+        self.sums, self.counts, self.bad = {}, {}, None
+        return means
+
+    def state_dict(self) -> dict:
+        return {"sums": dict(self.sums), "counts": dict(self.counts), "bad": self.bad}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.sums, self.counts = {k: v.clone() for k, v in state["sums"].items()}, dict(state["counts"])
+        self.bad = state["bad"]
+
+
+class Graphed:
+    """A CUDA graph of `fn(batch, variant) -> dict of tensors` for each variant, replayed on new batches.
+
+    The first calls run eagerly (they are real updates; libraries make their workspaces in them), the next one captures.
+    What comes back is overwritten by the next replay. If CUDA refuses the capture, it says why and stays eager.
+    """
+
+    WARMUP = 3
+
+    def __init__(self, fn: Callable, say: Callable[[str], None] = print):
+        self.fn, self.say = fn, say
+        self.calls: dict = {}
+        self.graphs: dict = {}
+        self.inputs = None
+
+    def __call__(self, batch, variant):
+        self.calls[variant] = self.calls.get(variant, 0) + 1
+        if self.fn_is_eager(variant):
+            return self.aside(batch, variant)
+        if self.inputs is None:
+            self.inputs = type(batch)(*(torch.empty_like(x) for x in batch))
+        torch._foreach_copy_(list(self.inputs), list(batch))
+        if variant not in self.graphs and not self.capture(variant):
+            return self.fn(batch, variant)
+        graph, out = self.graphs[variant]
+        graph.replay()
+        return out
+
+    def fn_is_eager(self, variant) -> bool:
+        return self.graphs is None or self.calls[variant] <= self.WARMUP
+
+    def aside(self, batch, variant):
+        """Run on a side stream, as capture wants of the calls before it."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            out = self.fn(batch, variant)
+        torch.cuda.current_stream().wait_stream(stream)
+        return out
+
+    def capture(self, variant) -> bool:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                out = self.fn(self.inputs, variant)
+        except RuntimeError as error:  # what CUDA raises when something in the update cannot be captured
+            self.say(f"CUDA graphs are off, updates run eagerly: {error}")
+            self.graphs = None
+            return False
+        self.graphs[variant] = graph, out
+        return True

@@ -1,0 +1,128 @@
+"""Networks, from small to large: MLP, normaliser, RoPE, attention pooling, the trunk of mixers, the encoder, twin
+critics.
+
+Letters: B batch, K (or L) context length, S state, A action, D = d_model. Mixers have letters of their own, in
+mamba.py.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mamba import Mamba2
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """ReLU network with the given widths. (..., widths[0]) -> (..., widths[-1])"""
+    layers = [m for i, o in zip(widths, widths[1:]) for m in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+class Normaliser(nn.Module):
+    """States in units of the dataset's spread. Lives in the agent, so the statistics travel in its checkpoint. (..., S)
+    -> (..., S)"""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    def fit(self, rows: Tensor) -> None:
+        """rows: (N, S), in raw units."""
+        self.mean.copy_(rows.mean(0))
+        self.std.copy_(rows.std(0) + 1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class RoPE(nn.Module):
+    """Turns the pairs of features (2i, 2i+1) of position t by t·10000^(−2i/D) (arXiv 2104.09864). (B, L, D) -> (B, L,
+    D)"""
+
+    def __init__(self, dim: int, max_len: int):
+        super().__init__()
+        if dim % 2:
+            raise ValueError(f"d_model = {dim} is odd, but RoPE turns pairs of features: take {dim - 1} or {dim + 1}")
+        speed = 10_000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        angle = torch.outer(torch.arange(max_len, dtype=torch.float64), speed)  # (L, D/2)
+        self.register_buffer("cos", angle.cos().float(), persistent=False)
+        self.register_buffer("sin", angle.sin().float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cos, sin = self.cos[: x.shape[1]], self.sin[: x.shape[1]]
+        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+
+
+class AttentionPool(nn.Module):
+    """A mean over time, weighted by softmax(MLP(e_t)). (B, L, D) -> (B, D)"""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.score = mlp(dim, max(dim // 4, 1), 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = self.score(x)
+        return (score.softmax(1, dtype=torch.promote_types(score.dtype, torch.float32)) * x).sum(1)
+
+
+MIXERS = {
+    "mamba2": lambda cfg: Mamba2(
+        cfg.d_model, cfg.d_state, cfg.d_conv, cfg.expand, cfg.headdim, backend=cfg.mamba_backend
+    ),
+}
+
+
+class Block(nn.Module):
+    """x + dropout(mixer(LayerNorm(x))). (B, L, D) -> (B, L, D)"""
+
+    def __init__(self, mixer: nn.Module, dim: int, drop_p: float):
+        super().__init__()
+        self.norm, self.mixer, self.drop_p = nn.LayerNorm(dim), mixer, drop_p
+
+    def forward(self, x: Tensor, noisy: bool = True) -> Tensor:
+        return x + F.dropout(self.mixer(self.norm(x)), self.drop_p, self.training and noisy)
+
+
+class Encoder(nn.Module):
+    """The last K states as one vector: Linear → RoPE → mixer blocks → LayerNorm → Linear → attention pooling. (B, K, S)
+    -> (B, D)
+
+    noisy: False leaves dropout off even in training, for targets.
+    """
+
+    def __init__(self, cfg, state_dim: int, mixer: str = "mamba2"):
+        super().__init__()
+        if cfg.context_length < 1:
+            raise ValueError(
+                f"context_length = {cfg.context_length}, but the agent must see at least the present: take 1 or more"
+            )
+        if cfg.n_layers < 1:
+            raise ValueError(f"n_layers = {cfg.n_layers}: an encoder needs at least 1")
+        if not 0 <= cfg.drop_p < 1:
+            raise ValueError(f"drop_p = {cfg.drop_p} is no dropout probability: take 0 or more and less than 1")
+        self.embed = nn.Linear(state_dim, cfg.d_model)
+        self.rope = RoPE(cfg.d_model, cfg.context_length)
+        self.blocks = nn.ModuleList(Block(MIXERS[mixer](cfg), cfg.d_model, cfg.drop_p) for _ in range(cfg.n_layers))
+        self.norm = nn.LayerNorm(cfg.d_model)
+        self.out = nn.Linear(cfg.d_model, cfg.d_model)
+        self.pool = AttentionPool(cfg.d_model)
+
+    def forward(self, states: Tensor, noisy: bool = True) -> Tensor:
+        x = self.rope(self.embed(states))
+        for block in self.blocks:
+            x = block(x, noisy)
+        return self.pool(self.out(self.norm(x)))
+
+
+class TwinQ(nn.Module):
+    """Two critics that do not share a weight. (B, X), (B, A) -> (2, B)"""
+
+    def __init__(self, input_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.nets = nn.ModuleList(mlp(input_dim + action_dim, hidden_dim, hidden_dim, 1) for _ in range(2))
+
+    def forward(self, x: Tensor, action: Tensor) -> Tensor:
+        xa = torch.cat([x, action], -1)
+        return torch.stack([net(xa).squeeze(-1) for net in self.nets])
