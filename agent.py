@@ -1,0 +1,219 @@
+"""Bamba: behaviour cloning plus Q-learning on a Mamba-2 summary of the last K states.
+
+The objective is TD3+BC's (Fujimoto & Gu 2021, arXiv 2106.06860), the encoder is made of Mamba-2 blocks (Dao & Gu 2024,
+arXiv 2405.21060). Where we differ from TD3+BC:
+  1. the actor sees a window of K states through the encoder; what the critics see is `critic_input`
+  2. the encoder is also asked for the next state and the reward (weights beta_s, beta_r), in every update
+  3. critics, actor and encoder descend together, from one backward pass; the actor joins every policy_freq updates
+  4. AdamW with a warm-up and clipped gradients, as sequence models like it
+
+The contract that this agent keeps, and every other agent of the house:
+
+    update(batch) -> metrics         learn from data; tensor work of fixed shape, no host synchronisation
+    observe(step) -> None            take in one environment step (agents that learn online)
+    reset(n, goal=None) -> memory    forget everything, and be told what is wanted
+    act(state, reward, memory, explore=False) -> action, memory      for n environments at once
+    prepare(data) -> None            what must be known of the data before the first update
+    describe() -> str                one line for the start of a log
+    data(cfg, device, seed) / world(cfg)     module functions: the sampler it learns from, the environment it lives in
+
+An agent is an nn.Module with `cfg`, `spec`, `updates` (how many it has made) and its optimisers as attributes.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import d4rl_utils
+from config import BambaConfig
+from learn import Frozen, Graphed, adamw, clip, detach, set_rate, td_target, weigh
+from mamba import describe_backend
+from memory import Memory, Window, Windows, forget, remember
+from model import Encoder, Normaliser, TwinQ, mlp
+
+
+class Spec(NamedTuple):
+    """What the world fixes and no flag can change."""
+
+    state: int
+    action: int
+    low: tuple[float, ...]  # bounds of the action, one number a dimension
+    high: tuple[float, ...]
+
+
+class World(NamedTuple):
+    """Where an agent is judged."""
+
+    make: Callable  # make(render_mode=None) -> a fresh gymnasium environment
+    spec: Spec
+    score: Callable[[float], float]  # return -> D4RL's normalised score
+    fps: int  # steps in a second of its time, for videos
+
+
+def bc_q_loss(pi: Tensor, action: Tensor, q: Tensor, alpha: float) -> tuple[Tensor, dict]:
+    """TD3+BC's actor objective (eq. 5): BC − λ·Q, λ = α / mean|Q|. pi, action: (B, A); q: (B,), what a critic thinks of
+    pi."""
+    trust = alpha / q.abs().mean().clamp_min(1e-6).detach()
+    clone = F.mse_loss(pi, action)
+    return clone - trust * q.mean(), {"clone": clone, "q_pi": q.mean(), "trust": trust}
+
+
+class Bamba(nn.Module):
+    def __init__(self, cfg: BambaConfig, spec: Spec, device: torch.device | str = "cpu"):
+        super().__init__()
+        self.cfg, self.spec, self.updates = cfg, spec, 0
+        low, high = torch.tensor(spec.low), torch.tensor(spec.high)
+        self.register_buffer("middle", (high + low) / 2)
+        self.register_buffer("reach", (high - low) / 2)
+        self.normal = Normaliser(spec.state)
+        self.encoder = Encoder(cfg, spec.state)
+        self.actor = mlp(cfg.d_model, cfg.hidden_dim, cfg.hidden_dim, spec.action)
+        self.critic = TwinQ(spec.state if cfg.critic_input == "state" else cfg.d_model, spec.action, cfg.hidden_dim)
+        self.next_state = mlp(cfg.d_model + spec.action, cfg.hidden_dim, spec.state)
+        self.reward = mlp(cfg.d_model + spec.action, cfg.hidden_dim, 1)
+        self.slow_actor, self.slow_critic = Frozen(self.actor), Frozen(self.critic)
+        self.slow_encoder = Frozen(self.encoder) if cfg.target_encoder == "ema" else None
+        self.to(device)
+        self.device = torch.device(device)
+        self.seeing = [
+            self.encoder,
+            self.actor,
+            self.next_state,
+            self.reward,
+        ]  # these nets learn together, the critics apart
+        self.optimiser = adamw([self.critic, *self.seeing], cfg.weight_decay, self.device)
+        if cfg.compile:
+            self.losses = torch.compile(self.losses)
+        if cfg.cuda_graphs and self.device.type == "cuda":
+            self.descend = Graphed(self.descend)
+
+    # -- what it computes ------------------------------------------------------------------------
+    def policy(self, z: Tensor, actor: nn.Module | None = None) -> Tensor:
+        """Embedding (B, D) -> action within its bounds (B, A)."""
+        return self.middle + self.reach * (actor or self.actor)(z).tanh()
+
+    def judged(self, states: Tensor, z: Tensor) -> Tensor:
+        """What the critics are shown: the present of normalised states (B, K, S), or the embedding (B, D)."""
+        match self.cfg.critic_input:
+            case "state":
+                return states[:, -1]
+            case "embedding":
+                return z
+            case "embedding_detached":
+                return z.detach()
+
+    @torch.no_grad()
+    def target(self, b: Window) -> Tensor:
+        """r + γ·alive·min Q'(s', ã'), ã' the slow actor's action plus clipped noise (TD3). (B,)"""
+        next_states = self.normal(b.next_states)
+        with self.precision():
+            z = self.slow_encoder(next_states) if self.slow_encoder else self.encoder(next_states, noisy=False)
+        z = z.float()
+        noise = torch.randn_like(b.action) * self.cfg.action_noise
+        noise = noise.clamp(-self.cfg.action_noise_clip, self.cfg.action_noise_clip) * self.reach
+        action = self.policy(z, self.slow_actor) + noise
+        action = action.clamp(self.middle - self.reach, self.middle + self.reach)
+        next_q = self.slow_critic(self.judged(next_states, z), action).amin(0)
+        return td_target(b.reward, b.alive, next_q, self.cfg.gamma)
+
+    def precision(self):
+        """Autocast for the encoder. The heads stay in float32: at Q in the hundreds bfloat16 counts in ones."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16")
+
+    # -- what it wants ---------------------------------------------------------------------------
+    def losses(self, b: Window, actors_turn: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Everything that is minimised in one update, and what to report of it."""
+        states = self.normal(b.states)
+        with self.precision():
+            z = self.encoder(states)
+        z = z.float()
+        target = self.target(b)
+        q = self.critic(self.judged(states, z), b.action)
+        za = torch.cat([z, b.action], -1)
+        losses = {
+            "critic": F.mse_loss(q[0], target) + F.mse_loss(q[1], target),
+            "state": F.mse_loss(self.next_state(za), self.normal(b.next_states[:, -1])),
+            "reward": F.mse_loss(self.reward(za).squeeze(-1), b.reward),
+        }
+        weights = {"critic": 1.0, "state": self.cfg.beta_s, "reward": self.cfg.beta_r}
+        metrics = detach(losses, "loss") | detach({"q": q.mean(), "target": target.mean()}, "critic")
+        if actors_turn:
+            pi = self.policy(z)
+            # The actor climbs Q; Q's own weights must not feel it. Nor does it change z in order to please Q's view of
+            # z.
+            still = {k: v.detach() for k, v in self.critic.named_parameters()}
+            q_pi = torch.func.functional_call(self.critic, still, (self.judged(states, z).detach(), pi))[0]
+            losses["actor"], info = bc_q_loss(pi, b.action, q_pi, self.cfg.alpha)
+            weights["actor"] = 1.0
+            metrics |= detach({"loss": losses["actor"], **info}, "actor")
+        return weigh(losses, weights), metrics
+
+    # -- how it learns ---------------------------------------------------------------------------
+    def update(self, batch: Window) -> dict[str, Tensor]:
+        """One gradient step; the actor takes part in every policy_freq-th."""
+        set_rate(self.optimiser, self.cfg.learning_rate, self.updates, self.cfg.warmup_steps)
+        metrics = self.descend(batch, self.updates % self.cfg.policy_freq == 0)
+        self.updates += 1
+        return metrics
+
+    def descend(self, batch: Window, actors_turn: bool) -> dict[str, Tensor]:
+        self.optimiser.zero_grad()
+        loss, metrics = self.losses(batch, actors_turn)
+        loss.backward()
+        norms = {"critic": clip([self.critic], self.cfg.grad_clip), "rest": clip(self.seeing, self.cfg.grad_clip)}
+        self.optimiser.step()
+        if actors_turn:
+            self.slow_actor.follow(self.actor, self.cfg.tau)
+            self.slow_critic.follow(self.critic, self.cfg.tau)
+            if self.slow_encoder:
+                self.slow_encoder.follow(self.encoder, self.cfg.tau)
+        return metrics | detach(norms, "gradient")
+
+    def describe(self) -> str:
+        """Size, place, and which implementation of the state-space layer runs."""
+        count = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        backend = describe_backend(self.cfg.mamba_backend, self.device, self.cfg.context_length)
+        return f"{count:,} parameters on {self.device}, {backend}"
+
+    def prepare(self, data: Windows) -> None:
+        """The normaliser's statistics come from the data, once."""
+        self.normal.fit(data.states)
+
+    # -- how it acts -----------------------------------------------------------------------------
+    def reset(self, n: int, goal: None = None) -> Memory:
+        return forget(n, self.cfg.context_length, self.normal.mean)
+
+    @torch.no_grad()
+    def act(self, state: Tensor, reward: Tensor, memory: Memory, explore: bool = False) -> tuple[Tensor, Memory]:
+        """Raw states (n, S) -> deterministic actions (n, A), and the memory one step on. `reward` is not needed."""
+        states, memory = remember(memory, state)
+        return self.policy(self.encoder(self.normal(states))), memory
+
+
+def data(cfg: BambaConfig, device: torch.device | str, seed: int) -> tuple[Windows, d4rl_utils.Identity]:
+    """The sampler on the training device, and what the data are."""
+    if cfg.dataset_file:
+        transitions, identity = d4rl_utils.read_hdf5(cfg.dataset_file)
+    else:
+        transitions, identity = d4rl_utils.open_dataset(
+            cfg.env, cfg.dataset_type, cfg.data, cfg.dataset_dir, cfg.local_transitions
+        )
+    return Windows(transitions, cfg.context_length, device, seed), identity
+
+
+def world(cfg: BambaConfig) -> World:
+    """The body that the data were recorded on."""
+    env = d4rl_utils.make_env(cfg.env, cfg.env_version)
+    low, high = env.action_space.low.tolist(), env.action_space.high.tolist()
+    fps = round(1 / env.unwrapped.dt)
+    spec = Spec(env.observation_space.shape[0], env.action_space.shape[0], tuple(low), tuple(high))
+    env.close()
+    return World(
+        lambda render_mode=None: d4rl_utils.make_env(cfg.env, cfg.env_version, render_mode),
+        spec,
+        lambda value: d4rl_utils.d4rl_score(cfg.env, value),
+        fps,
+    )

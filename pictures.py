@@ -1,0 +1,92 @@
+"""What a run shows: its training curves and a video of the agent at work, both without a screen."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+def draw_curves(rows: list[dict], title: str, path: Path) -> None:
+    """Score, losses, Q and gradients against updates, out of the rows of a log, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    series = lambda key: tuple(zip(*[(r["update"], r[key]) for r in rows if key in r])) or ((), ())  # noqa: E731
+    head = rows[0] if rows else {}
+    figure = Figure(figsize=(11, 7.5), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12)
+    score_axis, loss_axis, q_axis, actor_axis = figure.subplots(2, 2).flat
+
+    updates, scores = series("eval/score")
+    if updates:
+        spread = np.array(series("eval/score_std")[1])
+        score_axis.plot(updates, scores, "o-", ms=3, color="C0", label=f"last {scores[-1]:.1f}, best {max(scores):.1f}")
+        score_axis.fill_between(
+            updates, np.subtract(scores, spread), np.add(scores, spread), color="C0", alpha=0.15, lw=0
+        )
+    if "behaviour_score" in head:
+        text = f"mean of the data {head['behaviour_score']:.1f}"
+        score_axis.axhline(head["behaviour_score"], color="0.4", ls="--", lw=1, label=text)
+    if score_axis.get_legend_handles_labels()[1]:
+        score_axis.legend(frameon=False)
+    score_axis.set_title("D4RL score, mean ± std over episodes")
+
+    for axis, name, keys, log in (
+        (
+            loss_axis,
+            "losses",
+            [("loss/critic", "critic"), ("loss/state", "next state"), ("loss/reward", "reward")],
+            True,
+        ),
+        (
+            q_axis,
+            "Q",
+            [("critic/q", "Q(s, a) of the data"), ("actor/q_pi", "Q(s, π(s))"), ("critic/target", "target")],
+            False,
+        ),
+        (actor_axis, "actor", [("actor/clone", "cloning error"), ("gradient/rest", "gradient norm")], True),
+    ):
+        for key, label in keys:
+            x, y = series(key)
+            if x:
+                axis.plot(x, y, lw=1.2, label=label, ls=":" if key == "critic/target" else "-")
+        if axis.lines:
+            axis.legend(frameon=False)
+            if log:
+                axis.set_yscale("log")
+        axis.set_title(name)
+    for axis in figure.axes:
+        axis.set_xlabel("updates")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x else "0")
+    figure.savefig(path, format="png", dpi=110)
+
+
+def write_video(path: Path, frames: list[np.ndarray], fps: int) -> None:
+    """H.264 mp4 of RGB frames (H, W, 3), through the ffmpeg that imageio-ffmpeg brings."""
+    import imageio_ffmpeg
+
+    height, width = frames[0].shape[:2]
+    sink = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, output_params=["-f", "mp4"])
+    sink.send(None)
+    for frame in frames:
+        sink.send(np.ascontiguousarray(frame))
+    sink.close()
+
+
+def headless_rendering() -> None:
+    """Choose how to draw without a screen, before mujoco is imported. ValueError, with what to install, if nothing can."""
+    if os.environ.get("MUJOCO_GL"):
+        return
+    from ctypes.util import find_library
+
+    for backend, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
+        if find_library(library):
+            os.environ["MUJOCO_GL"] = backend
+            return
+    raise ValueError(
+        "--video draws off screen and finds neither EGL nor OSMesa. On Debian or Ubuntu: "
+        "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0 (or libosmesa6), and run again"
+    )

@@ -1,0 +1,87 @@
+"""The words of an update, each on a few numbers."""
+
+import pytest
+import torch
+from torch import nn
+
+from learn import Frozen, Meter, adamw, clip, set_rate, td_target, weigh
+
+
+def test_td_target_on_four_numbers():
+    one = torch.ones(1)
+    assert td_target(one, 0 * one, 10 * one, 0.9).item() == 1.0
+    assert td_target(one, one, 10 * one, 0.9).item() == 10.0
+
+
+def test_losses_and_weights_must_be_the_same_set():
+    assert weigh({"a": torch.tensor(2.0), "b": torch.tensor(1.0)}, {"a": 0.5, "b": 3.0}).item() == 4.0
+    with pytest.raises(KeyError, match="b"):
+        weigh({"a": torch.tensor(2.0)}, {"a": 0.5, "b": 3.0})
+
+
+def test_frozen_stays_frozen_and_follows_by_tau():
+    parent = nn.ModuleDict({"net": nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))})
+    parent["slow"] = Frozen(parent["net"])
+    parent.train()
+    assert not parent["slow"].net.training and not any(p.requires_grad for p in parent["slow"].parameters())
+    before = [p.clone() for p in parent["slow"].parameters()]
+    with torch.no_grad():
+        for p in parent["net"].parameters():
+            p.add_(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, parent["slow"].parameters()))
+    parent["slow"].follow(parent["net"], 0.25)
+    for a, b in zip(before, parent["slow"].parameters()):
+        torch.testing.assert_close(a + 0.25, b)
+
+
+def test_only_matrices_decay():
+    net = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    net[0].weight._no_weight_decay = False
+    special = nn.Linear(2, 2, bias=False)
+    special.weight._no_weight_decay = True
+    decay, rest = adamw([net, special], 0.1, torch.device("cpu")).param_groups
+    assert [p.shape for p in decay["params"]] == [(3, 3)] and decay["weight_decay"] == 0.1
+    assert len(rest["params"]) == 4 and rest["weight_decay"] == 0.0
+
+
+def test_warm_up_rises_to_the_peak_and_zero_steps_are_allowed():
+    net = nn.Linear(1, 1)
+    optimiser = adamw([net], 0.0, torch.device("cpu"))
+    rates = []
+    for update in range(6):
+        set_rate(optimiser, 1.0, update, 4)
+        rates.append(float(optimiser.param_groups[0]["lr"]))
+    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    set_rate(optimiser, 1.0, 0, 0)
+    assert float(optimiser.param_groups[1]["lr"]) == 1.0
+    before = net.weight.clone()
+    net(torch.ones(1, 1)).sum().backward()
+    optimiser.step()
+    assert not torch.equal(before, net.weight)  # the very first update already learns
+
+
+def test_clip_is_joint_and_returns_the_norm():
+    a, b = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    a.weight.grad, b.weight.grad = torch.tensor([[3.0]]), torch.tensor([[4.0]])
+    assert clip([a, b], 1.0).item() == pytest.approx(5.0)
+    assert a.weight.grad.item() == pytest.approx(0.6) and b.weight.grad.item() == pytest.approx(0.8)
+
+
+def test_meter_averages_each_metric_over_its_own_updates():
+    meter = Meter()
+    meter.add({"a": torch.tensor(1.0)}, 1)
+    twin = Meter()
+    twin.load_state_dict(meter.state_dict())
+    for m in (meter, twin):
+        m.add({"a": torch.tensor(3.0), "b": torch.tensor(5.0)}, 2)
+    assert meter.means() == twin.means() == {"a": 2.0, "b": 5.0}
+    assert meter.means() == {}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_meter_names_the_update_and_the_metric_that_left_the_real_line(bad):
+    meter = Meter()
+    for update, value in enumerate([1.0, 2.0, bad, 4.0], start=10):
+        meter.add({"fine": torch.tensor(0.0), "loss": torch.tensor(value)}, update)
+    with pytest.raises(FloatingPointError, match=r"update 12: loss left"):
+        meter.means()

@@ -1,0 +1,97 @@
+"""Windows end in the present, never reach across an episode's start, and are the same when recorded and when lived."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d4rl_utils import Transitions
+from memory import Windows, forget, remember, window
+
+
+def layout(lengths: list[int], width: int = 2) -> Transitions:
+    """Episodes of these lengths; a state says its episode and its step, so a window shows where it comes from."""
+    states = [np.array([[e, t] for t in range(n + 1)], np.float32) for e, n in enumerate(lengths)]
+    rows = sum(lengths)
+    ends = np.zeros(rows, bool)
+    ends[np.cumsum(lengths) - 1] = True
+    return Transitions(
+        states=np.concatenate([s[:-1] for s in states]),
+        actions=np.arange(rows, dtype=np.float32)[:, None],
+        rewards=np.arange(rows, dtype=np.float32) * 10,
+        next_states=np.concatenate([s[1:] for s in states]),
+        terminals=ends & (np.arange(rows) % 2 == 0),
+        ends=ends,
+        first=np.repeat(np.cumsum([0, *lengths[:-1]]), lengths).astype(np.int64),
+    )
+
+
+def test_window_repeats_the_first_state():
+    rows = window(torch.tensor([0, 1, 5, 7]), torch.tensor([0, 0, 5, 5]), 4)
+    assert rows.tolist() == [[0, 0, 0, 0], [0, 0, 0, 1], [5, 5, 5, 5], [5, 5, 6, 7]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 6))
+def test_every_window_of_every_layout(lengths, k):
+    data = layout(lengths)
+    batch = Windows(data, k, "cpu", seed=0).at(torch.arange(sum(lengths)))
+    for row in range(sum(lengths)):
+        episode, t = data.states[row].astype(int)
+        expected = [[episode, max(0, t - i)] for i in range(k - 1, -1, -1)]
+        following = [[episode, max(0, t + 1 - i)] for i in range(k - 1, -1, -1)]
+        assert batch.states[row].tolist() == expected
+        assert batch.next_states[row].tolist() == following
+        assert (
+            batch.reward[row] == row * 10 and batch.action[row] == row and batch.alive[row] == (not data.terminals[row])
+        )
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 6))
+def test_lived_windows_equal_recorded_ones(length, k):
+    data = layout([length])
+    recorded = Windows(data, k, "cpu", seed=0).at(torch.arange(length))
+    memory = forget(1, k, torch.zeros(2))
+    for t in range(length):
+        before = memory.states.clone()
+        seen, following = remember(memory, torch.tensor(data.states[t])[None])
+        assert torch.equal(seen[0], recorded.states[t])
+        assert torch.equal(memory.states, before)  # carried, not changed in place
+        memory = following
+
+
+def test_environments_do_not_share_a_memory():
+    memory = forget(2, 3, torch.zeros(1))
+    _, memory = remember(memory, torch.tensor([[1.0], [10.0]]))
+    seen, _ = remember(memory, torch.tensor([[2.0], [20.0]]))
+    assert seen.squeeze(-1).tolist() == [[1, 1, 2], [10, 10, 20]]
+
+
+def test_sampling_is_uniform_over_transitions_and_owned():
+    data = layout([1, 1, 98])
+    sampler = Windows(data, 2, "cpu", seed=1)
+    torch.manual_seed(5)
+    actions = sampler.sample(20_000).action.flatten()
+    assert torch.rand(1) == torch.rand(
+        1, generator=torch.Generator().manual_seed(5)
+    )  # the global stream is not touched
+    counts = torch.bincount(actions.long(), minlength=100)
+    assert counts.min() > 120 and counts.max() < 290  # 200 ± 14 expected of each
+    state = sampler.state_dict()
+    first = sampler.sample(4)
+    sampler.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(first, sampler.sample(4)))
+
+
+def test_no_transition_is_an_error():
+    empty = Transitions(
+        *(np.zeros((0, 2), np.float32),) * 2,
+        np.zeros(0, np.float32),
+        np.zeros((0, 2), np.float32),
+        *(np.zeros(0, bool),) * 2,
+        np.zeros(0, np.int64),
+    )
+    with pytest.raises(ValueError, match="no transition"):
+        Windows(empty, 3, "cpu", 0)

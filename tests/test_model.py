@@ -1,0 +1,78 @@
+"""Networks: what a rotation keeps, what a pool weighs, what an encoder may see, and what it refuses."""
+
+import pytest
+import torch
+
+from model import AttentionPool, Encoder, Normaliser, RoPE, TwinQ
+
+
+def test_rope_keeps_lengths_and_sees_only_distances():
+    rope = RoPE(8, 10)
+    before = set(rope.state_dict())
+    x = torch.randn(2, 10, 8)
+    torch.testing.assert_close(rope(x).norm(dim=-1), x.norm(dim=-1))
+    assert torch.equal(rope(x)[:, 0], x[:, 0])  # position 0 is not turned
+    same = x[:, :1].expand(-1, 10, -1)
+    turned = rope(same)
+    torch.testing.assert_close((turned[:, 1] * turned[:, 4]).sum(-1), (turned[:, 3] * turned[:, 6]).sum(-1))
+    assert set(rope.state_dict()) == before == set()
+
+
+def test_rope_formula():
+    t, i, dim = 3, 1, 6
+    x = torch.zeros(1, 4, dim)
+    x[0, t, 2 * i] = 1.0
+    angle = torch.tensor(t * 10_000 ** (-2 * i / dim))
+    torch.testing.assert_close(RoPE(dim, 4)(x)[0, t, 2 * i : 2 * i + 2], torch.stack([angle.cos(), angle.sin()]))
+
+
+def test_odd_d_model_is_refused_with_its_neighbours():
+    with pytest.raises(ValueError, match="take 32 or 34"):
+        RoPE(33, 5)
+
+
+def test_pool_is_a_weighted_mean():
+    pool, x = AttentionPool(8), torch.randn(3, 5, 8)
+    weights = pool.score(x).softmax(1)
+    torch.testing.assert_close(pool(x), torch.einsum("bkd,bk->bd", x, weights.squeeze(-1)))
+    same = x[:, :1].expand(-1, 5, -1)
+    torch.testing.assert_close(pool(same), x[:, 0])
+
+
+def test_normaliser_travels_and_survives_a_constant():
+    normal = Normaliser(2)
+    normal.fit(torch.tensor([[0.0, 5.0], [2.0, 5.0]]))
+    assert set(normal.state_dict()) == {"mean", "std"} and torch.isfinite(normal(torch.ones(3, 2))).all()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"context_length": 0}, "take 1 or more"),
+        ({"n_layers": 0}, "at least 1"),
+        ({"drop_p": 1.0}, "less than 1"),
+        ({"headdim": 7}, "headdim"),
+        ({"d_model": 15}, "15"),
+    ],
+)
+def test_impossible_encoders_are_refused_in_words(tiny, change, words):
+    with pytest.raises(ValueError, match=words):
+        Encoder(tiny(**change), 4)
+
+
+def test_encoder_shapes_dropout_and_state_dict(tiny):
+    encoder = Encoder(tiny(drop_p=0.5), 4)
+    states, keys = torch.randn(6, 3, 4), set(encoder.state_dict())
+    assert encoder(states).shape == (6, 16)
+    assert not torch.equal(encoder(states), encoder(states))
+    assert torch.equal(encoder(states, noisy=False), encoder(states, noisy=False))
+    assert torch.equal(encoder.eval()(states), encoder(states, noisy=False))
+    assert set(encoder.state_dict()) == keys
+    shuffled = encoder(states.flip(1))
+    assert not torch.allclose(shuffled, encoder(states))  # order matters
+
+
+def test_critics_are_two():
+    q = TwinQ(4, 2, 8)
+    values = q(torch.randn(5, 4), torch.randn(5, 2))
+    assert values.shape == (2, 5) and not torch.allclose(values[0], values[1])

@@ -1,0 +1,302 @@
+"""Whole runs on small data: what they leave behind, how they stop, and that a resumed run is the run that never
+stopped."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+
+import trainer
+import utils
+from agent import Bamba
+from config import CONFIGS, PRESETS, BambaConfig, parse, word_after
+
+TINY_FLAGS = [f"--{k}={v}" for k, v in {**TINY, "n_layers": 1, "threads": 1, "device": "cpu"}.items()]
+
+
+def flags(hopper_file, out, **more) -> list[str]:
+    given = {"dataset_file": hopper_file, "output_dir": out, "updates_per_epoch": 5, "num_epochs": 4, "eval_freq": 2}
+    given |= {"save_freq": 1, "num_eval_episodes": 2} | more
+    return [*TINY_FLAGS, "--no_tensorboard", *(f"--{k}={v}" for k, v in given.items())]
+
+
+def only_run(out):
+    (folder,) = [p for p in out.iterdir() if p.is_dir()]
+    return folder
+
+
+def timeless(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in r.items() if k not in ("seconds", "updates_per_s")} for r in rows]
+
+
+# -- what a run leaves ---------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_it_promises(hopper_file, tmp_path, capsys):
+    assert trainer.main(flags(hopper_file, tmp_path)) == 0
+    folder = only_run(tmp_path)
+    names = {"config.json", "log.jsonl", "training_curves.png", "last_checkpoint.pt", "best_checkpoint.pt"}
+    assert {p.name for p in folder.iterdir()} == names and folder.name.startswith("hopper-medium-bamba-s42-")
+    rows = utils.read_log(folder / "log.jsonl")
+    assert rows[0]["config"]["batch_size"] == 8 and rows[0]["data"]["name"] == "walk" and rows[0]["data"]["sha256"]
+    assert [r["update"] for r in rows if "loss/critic" in r] == [5, 10, 15, 20]
+    assert [r["update"] for r in rows if "eval/score" in r] == [10, 20]
+    assert (tmp_path / "best_checkpoint.pt").samefile(folder / "best_checkpoint.pt")
+    part = utils.read_checkpoint(folder)
+    assert part["updates"] == 20 and part["run"]["data"]["transitions"] == 400
+    said = capsys.readouterr().out
+    last = [r["eval/score"] for r in rows if "eval/score" in r][-1]
+    assert f"{last:.1f}  last, update 20" in said and "of 2 evaluations, update" in said and "walk" in said
+
+
+def test_a_run_without_evaluation_still_leaves_a_checkpoint(hopper_file, tmp_path):
+    assert trainer.main(flags(hopper_file, tmp_path, eval_freq=0, save_freq=0, num_epochs=1)) == 0
+    folder = only_run(tmp_path)
+    assert {p.name for p in folder.iterdir()} == {"config.json", "log.jsonl", "last_checkpoint.pt"}
+    assert (tmp_path / "best_checkpoint.pt").samefile(folder / "last_checkpoint.pt")
+
+
+def test_the_judge_prints_the_same_numbers_twice(hopper_file, tmp_path, capsys):
+    trainer.main(flags(hopper_file, tmp_path / "out", num_epochs=1, eval_freq=1))
+    checkpoint, out = tmp_path / "out" / "best_checkpoint.pt", tmp_path / "score.json"
+    capsys.readouterr()
+    said = []
+    for env in ("hopper-medium-v2", ""):
+        utils.main(
+            ["--checkpoint", str(checkpoint), "--episodes", "3", "--json", str(out), "--device", "cpu", "--env", env]
+        )
+        said.append(
+            [line for line in capsys.readouterr().out.splitlines() if line.startswith(("return", "length", "score"))]
+        )
+    assert said[0] == said[1] and len(said[0]) == 3
+    record = json.loads(out.read_text())
+    assert len(record["returns"]) == len(record["lengths"]) == 3 and record["data"]["name"] == "walk"
+    assert record["versions"]["mujoco"] and "custom data" in said[0][2]
+    with pytest.raises(SystemExit):
+        utils.main(["--checkpoint", str(checkpoint), "--env", "ant-medium-v2"])
+    assert "trained on hopper-medium" in capsys.readouterr().err
+
+
+# -- resume --------------------------------------------------------------------------------------
+
+
+def start(argv: list[str]) -> subprocess.Popen:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "trainer.py", *argv],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_update(out, update: int, child: subprocess.Popen) -> None:
+    """Until a run in `out` has logged `update` or more and left a checkpoint."""
+    limit = time.time() + 120
+    while time.time() < limit:
+        folders = [p for p in out.iterdir() if p.is_dir()] if out.exists() else []
+        rows = (
+            utils.read_log(folders[0] / "log.jsonl") if folders and (folders[0] / "last_checkpoint.pt").exists() else []
+        )
+        if rows and rows[-1]["update"] >= update:
+            return
+        assert child.poll() is None, child.stdout.read()
+        time.sleep(0.01)
+    raise AssertionError(f"no update {update} within two minutes")
+
+
+def test_killed_and_told_to_stop_a_run_ends_as_if_nothing_had_happened(hopper_file, tmp_path):
+    """SIGTERM in the middle of an epoch, SIGKILL at a random moment after that; weights, log and scores are bit-
+    identical."""
+    more = {"updates_per_epoch": 40, "num_epochs": 16, "eval_freq": 4, "dataset_file": hopper_file}
+    calm = tmp_path / "calm"
+    quiet = start(flags(output_dir := more.pop("dataset_file"), calm, **more))
+    assert quiet.wait(timeout=180) == 0, quiet.stdout.read()
+
+    rough = tmp_path / "rough"
+    child = start(flags(output_dir, rough, **more))
+    wait_for_update(rough, 80, child)
+    child.send_signal(signal.SIGTERM)
+    said = child.communicate(timeout=60)[0]
+    assert child.returncode == 128 + signal.SIGTERM and "saved" in said and "--resume" in said
+    folder = only_run(rough)
+    stopped = utils.read_checkpoint(folder)["updates"]
+    assert f"stopped after update {stopped}" in said
+
+    child = start(["--resume", str(folder)])
+    wait_for_update(rough, stopped + 120, child)
+    time.sleep(random.random() / 2)
+    child.kill()
+    child.wait()
+    reached = utils.read_checkpoint(folder)["updates"]
+    assert stopped < reached < 640
+
+    child = start(["--resume", str(folder / "last_checkpoint.pt")])
+    assert child.wait(timeout=180) == 0, child.stdout.read()
+    parts = [utils.read_checkpoint(f) for f in (only_run(calm), folder)]
+    assert parts[0]["updates"] == parts[1]["updates"] == 640
+    for key in parts[0]["agent"]:
+        assert torch.equal(parts[0]["agent"][key], parts[1]["agent"][key]), key
+    assert str(parts[0]["optimisers"]) == str(parts[1]["optimisers"])
+    assert (
+        torch.equal(parts[0]["run"]["rng"], parts[1]["run"]["rng"])
+        and parts[0]["run"]["scores"] == parts[1]["run"]["scores"]
+    )
+    logs = [timeless(utils.read_log(f / "log.jsonl")) for f in (only_run(calm), folder)]
+    assert logs[0][1:] == logs[1][1:]
+
+
+def test_a_finished_run_can_be_made_longer_and_nothing_else(hopper_file, tmp_path, capsys):
+    trainer.main(flags(hopper_file, tmp_path, num_epochs=1))
+    folder = only_run(tmp_path)
+    assert trainer.main(["--resume", str(folder), "--num_epochs", "2"]) == 0
+    assert utils.read_checkpoint(folder)["updates"] == 10 and only_run(tmp_path) == folder
+    with pytest.raises(SystemExit):
+        trainer.main(["--resume", str(folder), "--gamma", "0.9"])
+    said = capsys.readouterr().err
+    assert "--gamma 0.9 would change what the run learns (it has 0.99)" in said and "--num_epochs" in said
+
+
+def test_other_data_than_the_checkpoints_are_refused(hopper_file, tmp_path, capsys):
+    import shutil
+
+    import h5py
+
+    own = tmp_path / "own.hdf5"
+    shutil.copy(hopper_file, own)
+    trainer.main(flags(own, tmp_path / "out", num_epochs=1))
+    with h5py.File(own, "r+") as f:
+        f["rewards"][7] = 99.0
+    with pytest.raises(SystemExit):
+        trainer.main(["--resume", str(only_run(tmp_path / "out"))])
+    assert "this run learned from own" in capsys.readouterr().err
+
+
+# -- bad luck and bad input ----------------------------------------------------------------------
+
+
+def test_nan_stops_the_run_with_its_update_and_the_last_good_checkpoint(hopper_file, tmp_path, monkeypatch, capsys):
+    update = Bamba.update
+
+    def poisoned(self, batch):
+        return update(self, batch._replace(reward=batch.reward * (float("nan") if self.updates == 12 else 1)))
+
+    monkeypatch.setattr(Bamba, "update", poisoned)
+    assert trainer.main(flags(hopper_file, tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert "update 13: loss/critic" in said and "last good checkpoint" in said
+    part = utils.read_checkpoint(only_run(tmp_path))
+    assert part["updates"] == 10 and all(
+        torch.isfinite(v).all() for v in part["agent"].values() if v.is_floating_point()
+    )
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        ({"d_model": 15}, "15"),
+        ({"headdim": 5}, "headdim"),
+        ({"context_length": 0}, "take 1 or more"),
+        ({"env": "humanoid"}, "unknown env"),
+        ({"device": "tpu"}, "not there"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"num_epochs": 0}, "num_epochs"),
+        ({"policy_freq": 0}, "policy_freq"),
+        ({"dataset_file": "missing.hdf5"}, "missing.hdf5"),
+        ({"resume": "missing_folder"}, "no checkpoint at"),
+    ],
+)
+def test_bad_settings_end_in_a_sentence_before_work_starts(hopper_file, tmp_path, capsys, more, words):
+    with pytest.raises(SystemExit) as stop:
+        trainer.main(flags(hopper_file, tmp_path, **more))
+    assert stop.value.code == 2 and words in capsys.readouterr().err
+    assert not tmp_path.exists() or not list(tmp_path.iterdir())  # no empty run folder is left
+
+
+# -- the command line ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--learning_rte", "1"], ["--preset", "huge"], ["--agent", "sac"], ["--compile", "yes"], ["--gamma", "high"]],
+)
+def test_unknown_flags_and_values_are_errors(argv):
+    with pytest.raises(SystemExit) as stop:
+        parse(argv)
+    assert stop.value.code == 2
+
+
+def test_flags_win_over_presets_and_presets_over_defaults():
+    cfg = parse(["--preset", "quick", "--d_model=32", "--no-tensorboard", "--dataset-type", "medium-expert"])
+    assert (cfg.d_model, cfg.tensorboard, cfg.dataset_type) == (32, False, "medium-expert")
+    assert cfg.n_layers == PRESETS["quick"]["n_layers"] != BambaConfig().n_layers and cfg.gamma == 0.99
+    assert word_after("--preset", ["--preset", "a", "--preset=b"]) == "b"
+
+
+def test_presets_name_real_settings():
+    for config in CONFIGS.values():
+        names = {f.name for f in fields(config)}
+        assert all(set(p) <= names for p in PRESETS.values())
+
+
+def test_help_shows_every_flag_in_its_section(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    said = capsys.readouterr().out
+    assert all(f"--{f.name}" in said for f in fields(BambaConfig))
+    assert all(
+        f"{group} options" in said
+        for group in ("Run", "Data", "Training", "Judging", "Machine", "Encoder", "Objective")
+    )
+
+
+SPEC_DEFAULTS = {
+    **dict(
+        env="hopper",
+        dataset_type="medium",
+        context_length=5,
+        batch_size=256,
+        learning_rate=3e-4,
+        gamma=0.99,
+        tau=0.005,
+        alpha=2.5,
+    ),
+    **dict(
+        action_noise=0.2,
+        action_noise_clip=0.5,
+        hidden_dim=256,
+        beta_s=1.0,
+        beta_r=1.0,
+        d_model=256,
+        d_state=64,
+        d_conv=4,
+        expand=2,
+    ),
+    **dict(
+        n_layers=6,
+        drop_p=0.1,
+        warmup_steps=1000,
+        policy_freq=2,
+        num_epochs=1000,
+        eval_freq=10,
+        save_freq=50,
+        seed=42,
+        device="auto",
+    ),
+    **dict(output_dir="./outputs", dataset_dir="./datasets", updates_per_epoch=1000, num_eval_episodes=10),
+}
+
+
+def test_users_defaults_are_kept():
+    cfg = BambaConfig()
+    assert {k: getattr(cfg, k) for k in SPEC_DEFAULTS} == SPEC_DEFAULTS

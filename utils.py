@@ -1,0 +1,420 @@
+"""Judge any checkpoint, and what surrounds an agent: seeds and devices, checkpoints, logs and curves, evaluation.
+
+    python utils.py --checkpoint outputs/best_checkpoint.pt
+    python utils.py --checkpoint outputs/hopper-medium-bamba-s42-.../last_checkpoint.pt --episodes 100 --json score.json
+
+A judge is the agent in float64 without dropout. In float64 the actions that reach the simulator (rounded to its
+float32) do not depend on how many episodes share a forward pass, so one seed means one score, whatever the batch.
+"""
+
+import importlib
+import json
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from torch.utils import _pytree as pytree
+
+import pictures
+from config import CONFIGS
+
+FORMAT = 1  # of checkpoints; raise it when old ones cannot be woken any more
+SYSTEMS = {"bamba": ("agent", "Bamba")}  # name -> module and class; config.CONFIGS has the config class
+
+
+def system_of(name: str) -> tuple:
+    """(module, agent class, config class) of a system; the module has `data` and `world`."""
+    module = importlib.import_module(SYSTEMS[name][0])
+    return module, getattr(module, SYSTEMS[name][1]), CONFIGS[name]
+
+
+# -- seeds and devices ---------------------------------------------------------------------------
+
+
+def streams(seed: int, *names: str) -> dict[str, int]:
+    """Independent child seeds by name, stable when names are added at the end."""
+    return {n: int(s.generate_state(1)[0]) for n, s in zip(names, np.random.SeedSequence(seed).spawn(len(names)))}
+
+
+def pick_device(name: str) -> torch.device:
+    """auto is CUDA, then MPS, then the CPU. A device that this machine or build of torch lacks is a ValueError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = name.split(":")[0]
+    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not have.get(kind, False):
+        usable = ", ".join(k for k, v in have.items() if v)
+        raise ValueError(f"device {name!r} is not there (torch {torch.__version__}); on this machine: auto, {usable}")
+    return torch.device(name)
+
+
+def versions() -> dict[str, str]:
+    """What a score depends on, by package."""
+    found = {"python": sys.version.split()[0]}
+    for package in ("torch", "numpy", "gymnasium", "mujoco"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+# -- checkpoints ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to; it becomes `path` when the block ends well. A killed writer leaves the old file, never half a
+    new one."""
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        with open(part, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save(path: Path, agent: torch.nn.Module, run: dict) -> None:
+    """Everything that waking needs: system, config, spec, tensors, optimisers, counter; `run`: what the trainer adds of
+    its own."""
+    optimisers = {k: v.state_dict() for k, v in vars(agent).items() if isinstance(v, torch.optim.Optimizer)}
+    part = {
+        "format": FORMAT,
+        "system": agent.cfg.agent,
+        "config": asdict(agent.cfg),
+        "spec": agent.spec._asdict(),
+        "updates": agent.updates,
+        "agent": agent.state_dict(),
+        "optimisers": optimisers,
+        "versions": versions(),
+        "run": run,
+    }
+    with replacing(path) as file:
+        torch.save(part, file)
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """The checkpoint's dictionary, on the CPU. ValueError with a sentence for what is missing, torn, foreign or too
+    old."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "last_checkpoint.pt"
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}; give a .pt file that trainer.py wrote, or its run folder")
+    try:
+        part = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        ValueError,
+        KeyError,
+        UnicodeDecodeError,
+    ) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{path} is not a whole checkpoint of this project (torn, or of another program): {reason}"
+        ) from error
+    if not isinstance(part, dict) or "format" not in part or "system" not in part:
+        raise ValueError(f"{path} was not written by this project: it has no format and system in it")
+    if part["format"] != FORMAT:
+        raise ValueError(
+            f"{path} is of format {part['format']}, this version reads {FORMAT}: use the version that wrote it"
+        )
+    if part["system"] not in SYSTEMS:
+        raise ValueError(f"{path} holds a {part['system']!r}; this version knows {', '.join(SYSTEMS)}")
+    return part
+
+
+def config_of(part: dict, path: str | Path):
+    """The config in a checkpoint's dictionary, as a dataclass. ValueError if this version's has other fields."""
+    config = CONFIGS[part["system"]]
+    lonely = part["config"].keys() ^ {f.name for f in fields(config)}
+    if lonely:
+        raise ValueError(f"{path} was written with other settings than this version knows: {', '.join(sorted(lonely))}")
+    return config(**part["config"])
+
+
+def load(path: str | Path, device: torch.device | str = "cpu", **changes) -> tuple[torch.nn.Module, dict]:
+    """Wake an agent: (agent, the whole checkpoint). changes: fields of its config to set otherwise (where, not what, it
+    computes)."""
+    part = read_checkpoint(path)
+    module, system, _ = system_of(part["system"])
+    cfg = replace(config_of(part, path), device=str(device), **changes)
+    agent = system(
+        cfg, module.Spec(**{k: tuple(v) if isinstance(v, list) else v for k, v in part["spec"].items()}), device
+    )
+    agent.load_state_dict(part["agent"])
+    for key, state in part["optimisers"].items():
+        getattr(agent, key).load_state_dict(state)
+    agent.updates = part["updates"]
+    return agent, part
+
+
+# -- runs: folder, log, pictures -----------------------------------------------------------------
+
+
+def publish(path: Path, link: Path) -> None:
+    """Make `link` mean `path`: a relative symbolic link, or a copy where links are not to be had."""
+    with tempfile.TemporaryDirectory(dir=link.parent) as aside:
+        new = Path(aside) / link.name
+        try:
+            new.symlink_to(os.path.relpath(path, link.parent))
+        except OSError:  # Windows without the right to link
+            shutil.copyfile(path, new)
+        os.replace(new, link)
+
+
+class Log:
+    """One JSON object a line in `log.jsonl`, as it happens, and the same numbers to TensorBoard and W&B when they are
+    on.
+
+    after: on a resume, the checkpoint's update; rows behind it belong to updates that will be made again, and go.
+    """
+
+    def __init__(self, folder: Path, tensorboard: bool = False, wandb: bool = False, after: int | None = None):
+        self.path = folder / "log.jsonl"
+        self.start, self.writer, self.wandb = time.time(), None, None
+        if after is not None:
+            rows = [r for r in read_log(self.path) if r["update"] <= after]
+            self.start -= rows[-1]["seconds"] if rows else 0.0
+            with replacing(self.path) as part:
+                part.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(folder / "tensorboard", purge_step=None if after is None else after + 1)
+        if wandb:
+            try:
+                import wandb as service
+            except ImportError as error:
+                raise ValueError("--wandb needs the wandb package: pip install wandb") from error
+            self.wandb = service.init(project="bamba", name=folder.name, id=folder.name, resume="allow", dir=folder)
+
+    def __call__(self, update: int, row: dict) -> None:
+        with open(self.path, "a") as f:
+            f.write(json.dumps({"update": update, "seconds": round(time.time() - self.start, 1), **row}) + "\n")
+        numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
+        if self.writer:
+            for key, value in numbers.items():
+                self.writer.add_scalar(key, value, update)
+        if self.wandb:
+            self.wandb.log(numbers, step=update)
+
+    def close(self) -> None:
+        if self.writer:
+            self.writer.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def read_log(path: Path) -> list[dict]:
+    """The rows of a log; a last line that a kill cut short is left out."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = []
+    for i, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if i < len(lines) - 1:
+                raise
+    return rows
+
+
+# -- evaluation ----------------------------------------------------------------------------------
+
+
+class Episodes(NamedTuple):
+    """One entry an episode, in the order of their seeds."""
+
+    returns: np.ndarray  # (n,)
+    lengths: np.ndarray  # (n,)
+
+
+def judge_of(agent: torch.nn.Module) -> torch.nn.Module:
+    """A float64 copy of the agent in evaluation mode; the agent itself, and every random stream, stay as they are."""
+    device = "cpu" if agent.device.type == "mps" else agent.device  # MPS has no float64
+    with torch.random.fork_rng(devices=[]):
+        twin = type(agent)(replace(agent.cfg, compile=False, cuda_graphs=False, precision="fp32"), agent.spec, device)
+    twin.load_state_dict(agent.state_dict())
+    return twin.double().eval()
+
+
+def evaluate(
+    agent: torch.nn.Module, make_env: Callable, episodes: int, seed: int, frames: list | None = None
+) -> Episodes:
+    """Play `episodes` episodes side by side, one environment each, episode i from seed + i; every one counts exactly
+    once.
+
+    Deterministic actions; one batched forward a step over the episodes that still run. frames: filled with the pictures
+    of the first episode.
+    """
+    if episodes < 1:
+        raise ValueError(f"{episodes} episodes cannot be averaged: take 1 or more")
+    judge = judge_of(agent)
+    envs = [make_env("rgb_array" if frames is not None and i == 0 else None) for i in range(episodes)]
+    as_tensor = lambda x: torch.as_tensor(x, dtype=torch.float64, device=judge.device)  # noqa: E731
+    state = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
+    returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
+    live, reward, memory = np.arange(episodes), np.zeros(episodes), judge.reset(episodes)
+    while len(live):
+        action, memory = judge.act(as_tensor(state), as_tensor(reward), memory)
+        action = action.cpu().numpy().astype(np.float32)
+        if frames is not None and live[0] == 0:
+            frames.append(envs[0].render())
+        over = np.zeros(len(live), dtype=bool)
+        for j, i in enumerate(live):
+            state[j], reward[j], terminated, truncated, _ = envs[i].step(action[j])
+            over[j] = terminated or truncated
+        returns[live] += reward
+        lengths[live] += 1
+        if over.any():
+            rest = np.flatnonzero(~over)
+            live, state, reward = live[rest], state[rest], reward[rest]
+            rest = torch.as_tensor(rest, device=judge.device)
+            memory = pytree.tree_map(lambda x: x.index_select(0, rest), memory)  # noqa: B023  used at once
+    for env in envs:
+        env.close()
+    return Episodes(returns, lengths)
+
+
+def summary(result: Episodes, score: Callable[[float], float]) -> dict[str, float]:
+    """What is reported of an evaluation. D4RL's score is linear, so the score of the mean is the mean of the scores."""
+    r = result.returns
+    return {
+        "eval/score": score(float(r.mean())),
+        "eval/score_std": float(np.std([score(x) for x in r])),
+        "eval/return_mean": float(r.mean()),
+        "eval/return_std": float(r.std()),
+        "eval/return_min": float(r.min()),
+        "eval/return_max": float(r.max()),
+        "eval/length_mean": float(result.lengths.mean()),
+        "eval/episodes": len(r),
+    }
+
+
+# -- the verb ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Play episodes with a trained agent and print what they earned."""
+
+    checkpoint: str
+    """a .pt file that trainer.py wrote, or a run folder (its last checkpoint)"""
+    env: str = ""
+    """a dataset name such as hopper-medium-v2, to make sure that the checkpoint is of it; the checkpoint knows its
+    environment"""
+    episodes: Annotated[int, tyro.conf.arg(aliases=["--num_eval_episodes"])] = 10
+    """how many, all at once"""
+    seed: int = 2_000_000
+    """of the first episode; the next ones count on. Training looks at 1,000,000 and up"""
+    video: str = ""
+    """write the first episode to this .mp4, headless"""
+    json: str = ""
+    """write everything that is printed, and every episode, to this file"""
+    env_version: str = ""
+    """another version of the body, e.g. v5; the default is the one of the training"""
+    device: str = "auto"
+    """auto, cpu, cuda, mps"""
+
+
+def check_env(wanted: str, cfg) -> None:
+    """`wanted` (hopper, hopper-medium, hopper-medium-v2 or -local) must be what the checkpoint was trained for."""
+    name = f"{cfg.env}-{cfg.dataset_type}"
+    if wanted and wanted not in (cfg.env, name, f"{name}-v2", f"{name}-local"):
+        raise ValueError(
+            f"this checkpoint was trained on {name}, not on {wanted}: leave --env away, or give its own checkpoint"
+        )
+
+
+def judge(options: Judge) -> dict:
+    """Evaluate a checkpoint; returns and prints the result."""
+    changes = {"compile": False, "cuda_graphs": False}
+    if options.env_version:
+        changes["env_version"] = options.env_version
+    agent, part = load(options.checkpoint, pick_device(options.device), **changes)
+    cfg, data = agent.cfg, part["run"]["data"]
+    check_env(options.env, cfg)
+    if options.video:
+        pictures.headless_rendering()
+    world = system_of(cfg.agent)[0].world(cfg)
+    if world.spec != agent.spec:
+        raise ValueError(f"the agent was made for {agent.spec}, but {cfg.env} {cfg.env_version} has {world.spec}")
+    frames = [] if options.video else None
+    start = time.time()
+    result = evaluate(agent, world.make, options.episodes, options.seed, frames)
+    seconds = time.time() - start
+    row = summary(result, world.score)
+    body = f"{cfg.env} {cfg.env_version}"
+    using = ", ".join(f"{k} {v}" for k, v in versions().items())
+    low, high = row["eval/return_min"], row["eval/return_max"]
+    print(f"agent   {cfg.agent}, {part['updates']:,} updates")
+    print(
+        f"data    {data['name']} ({data['source']}), {data['transitions']:,} transitions, SHA-256 {data['sha256'][:12]}"
+    )
+    print(f"return  {row['eval/return_mean']:.1f} ± {row['eval/return_std']:.1f}, from {low:.1f} to {high:.1f}")
+    print(f"length  {row['eval/length_mean']:.1f}, from {result.lengths.min()} to {result.lengths.max()}")
+    print(
+        f"score   {row['eval/score']:.2f} ± {row['eval/score_std']:.2f}, D4RL's scale, trained on {data['source']} data"
+    )
+    print(f"judged  in {body}, {options.episodes} episodes from seed {options.seed}, {seconds:.1f} s; {using}")
+    if options.video:
+        with replacing(Path(options.video)) as file:
+            pictures.write_video(file, frames, world.fps)
+        print(f"video   {options.video}: first episode, return {result.returns[0]:.1f}")
+    if options.json:
+        record = {
+            "checkpoint": str(options.checkpoint),
+            "agent": cfg.agent,
+            "updates": part["updates"],
+            "data": data,
+            "seed": options.seed,
+        }
+        record |= {
+            "env": body,
+            "versions": versions(),
+            **row,
+            "returns": result.returns.tolist(),
+            "lengths": result.lengths.tolist(),
+        }
+        with replacing(Path(options.json)) as file:
+            file.write_text(json.dumps(record, indent=1) + "\n")
+    return row
+
+
+@contextmanager
+def errors_as_sentences() -> Iterator[None]:
+    """A user's mistake ends the program with its sentence and exit code 2, not with a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = tyro.cli(Judge, args=argv, prog="utils.py", use_underscores=True)
+    with errors_as_sentences():
+        judge(options)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
