@@ -1,0 +1,97 @@
+"""A name -> its data: D4RL's file if it is here or can be had, else local data, and never one in the other's place."""
+
+import logging
+import sys
+from pathlib import Path
+
+from d4rl_utils.download import DownloadError, download
+from d4rl_utils.local import local_file, local_levels, local_names, make_local
+from d4rl_utils.names import DIMS, REGISTRY, check_name
+from d4rl_utils.reader import Dataset, read_hdf5
+
+log = logging.getLogger(__name__)
+
+SOURCES = ("auto", "d4rl", "local")
+
+
+def open_dataset(
+    env: str,
+    dataset_type: str,
+    data: str = "auto",
+    dataset_dir: str | Path = "./datasets",
+    local_transitions: int = 1_000_000,
+) -> Dataset:
+    """The data set of a body (hopper, walker2d, halfcheetah, ant) and a type (random, medium, ...), with its identity.
+
+    data: `d4rl` takes D4RL's file, downloading it if need be; `local` takes data rolled out on this machine, making
+    them if need be; `auto` is `d4rl`, and `local` with a notice on stderr where D4RL's file cannot be had.
+    Raises ValueError (unknown name; a file that is not what its name says; LocalDataError for local data that cannot be
+    made), DownloadError, OSError (disk full).
+    """
+    base = check_name(env, dataset_type)
+    if data not in SOURCES:
+        raise ValueError(f"unknown data '{data}': choose one of {', '.join(SOURCES)}.")
+    if data == "local":
+        dataset = _local(env, dataset_type, Path(dataset_dir), local_transitions)
+    else:
+        try:
+            dataset = _d4rl(f"{base}-v2", Path(dataset_dir))
+        except DownloadError as error:
+            if data == "d4rl":
+                raise
+            if not local_levels(env, dataset_type):
+                raise DownloadError(
+                    f"{error}\nLocal data cannot stand in: they exist for {', '.join(local_names())}."
+                ) from error
+            print(_notice(f"{base}-v2", Path(dataset_dir), error), file=sys.stderr, flush=True)
+            dataset = _local(env, dataset_type, Path(dataset_dir), local_transitions)
+    transitions, identity = dataset
+    dims = transitions.states.shape[1], transitions.actions.shape[1]
+    if dims != DIMS[env]:
+        raise ValueError(f"{identity.file} has {dims} state and action dims; {env} has {DIMS[env]}.")
+    log.info("data: %s", identity)
+    return dataset
+
+
+def _d4rl(name: str, dataset_dir: Path) -> Dataset:
+    """D4RL's own file and no other. The reader's cache remembers its checksum, so it is computed once."""
+    entry = REGISTRY[name]
+    path = dataset_dir / entry.file
+    if not path.exists():
+        download(name, dataset_dir)
+    advice = (
+        f"Remove or rename it to have D4RL's file downloaded, or choose local data (--data local) instead of {name}."
+    )
+    if path.stat().st_size != entry.size:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, D4RL's {name} has {entry.size}. {advice}")
+    dataset = read_hdf5(path)
+    if dataset.identity.name != name:
+        raise ValueError(f"{path} has SHA-256 {dataset.identity.sha256}, D4RL's {name} has {entry.sha256}. {advice}")
+    return dataset
+
+
+def _local(env: str, dataset_type: str, dataset_dir: Path, transitions: int) -> Dataset:
+    path = dataset_dir / local_file(env, dataset_type, transitions)
+    if not path.exists():
+        make_local(env, dataset_type, transitions, dataset_dir=dataset_dir)
+    dataset = read_hdf5(path)
+    name = f"{env}-{dataset_type}-local"
+    if (dataset.identity.name, dataset.identity.source) != (name, "local"):
+        raise ValueError(
+            f"{path} is not {name} as this project makes it but '{dataset.identity.name}'. Rename or remove it."
+        )
+    return dataset
+
+
+def _notice(name: str, dataset_dir: Path, error: DownloadError) -> str:
+    """The framed block that nobody can overlook."""
+    text = f"""LOCAL DATA
+{name} is not in {dataset_dir} and could not be downloaded.
+Going on with data rolled out on this machine. Every score of this run is a score on LOCAL data and
+must not be compared with published ones.
+
+{error}"""
+    lines = text.splitlines()
+    width = max(map(len, lines))
+    edge = "+" + "-" * (width + 2) + "+"
+    return "\n".join([edge, *(f"| {line:<{width}} |" for line in lines), edge])

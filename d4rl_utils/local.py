@@ -1,0 +1,314 @@
+"""Local data: files in D4RL's layout, rolled out on this machine, for where D4RL's cannot be downloaded.
+
+`random` acts with tanh of standard normal noise, which is what an untrained tanh-Gaussian actor does. The other levels
+come from behaviour policies that the project ships in `policies/`; a type is available when the policies of its levels
+are.
+
+A file is made of shards of at most 62,500 transitions, each rolled from its own child of the seed, so its content does
+not depend on how many processes worked on it. A shard keeps its episodes in the order in which they were *started*, as
+if one environment had run them one after another (in the order of ending, short ones would be over-represented), and is
+cut at its exact size: its last row gets a timeout.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from importlib.metadata import version
+from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from d4rl_utils.behaviour import MANIFEST, Policy
+from d4rl_utils.environment import IDS, MAX_EPISODE_STEPS
+from d4rl_utils.files import alone, sha256_of
+from d4rl_utils.lanes import Lanes
+from d4rl_utils.names import BODIES, DIMS, check_name
+
+# a dataset type -> the levels it consists of, in equal parts. A level is `random` or a policy `<env>-<level>.npz`.
+RECIPES = {"random": ("random",), "medium": ("medium",), "medium-expert": ("medium", "expert"), "expert": ("expert",)}
+
+SHARD = 62_500  # transitions
+LANES = 16  # environments that one process steps side by side, for one call of the policy a tick
+
+
+class LocalDataError(ValueError):
+    """Local data that cannot be made; the message lists what can."""
+
+
+class Made(NamedTuple):
+    """A file of local data, and how fast it was made (0 if it was there)."""
+
+    path: Path
+    transitions_per_second: float
+
+
+class Shard(NamedTuple):
+    """One piece of work: `row` is its place in the file; policy None is `random`."""
+
+    env: str
+    policy: Path | None
+    row: int
+    transitions: int
+    seed: np.random.SeedSequence
+
+
+def local_file(env: str, dataset_type: str, transitions: int) -> str:
+    """The base name of a local file."""
+    return f"{env}-{dataset_type}-local-{transitions}.hdf5"
+
+
+def local_levels(env: str, dataset_type: str) -> tuple[str, ...]:
+    """The levels that make up this type, or () if it cannot be made here."""
+    shipped = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
+    levels = RECIPES.get(dataset_type, ())
+    return levels if all(level == "random" or f"{env}-{level}" in shipped for level in levels) else ()
+
+
+def local_names() -> list[str]:
+    """All that can be made here, e.g. `hopper-medium`."""
+    return [f"{env}-{kind}" for env in BODIES for kind in RECIPES if local_levels(env, kind)]
+
+
+def make_local(
+    env: str,
+    dataset_type: str,
+    transitions: int = 1_000_000,
+    seed: int = 0,
+    workers: int | None = None,
+    dataset_dir: str | Path = "./datasets",
+) -> Made:
+    """Roll out `transitions` of a body and a type into `dataset_dir`, with `workers` processes (default: one a core).
+
+    A file that was made with the same seed and policies is left as it is. The workers are spawned: a script that calls
+    this needs `if __name__ == "__main__":`. Raises LocalDataError for what cannot be made, OSError if the disk is too
+    small.
+    """
+    name = check_name(env, dataset_type)
+    levels = local_levels(env, dataset_type)
+    if not levels:
+        raise LocalDataError(
+            f"no behaviour policy for {name} is shipped, so it cannot be made on this machine. "
+            f"Local data exist for: {', '.join(local_names())}. The real {name}-v2: python -m d4rl_utils get {name}"
+        )
+    if transitions < len(levels) or (workers is not None and workers < 1):
+        raise LocalDataError(f"cannot make {transitions} transitions with {workers} workers; both must be at least 1.")
+    policies = [None if level == "random" else MANIFEST.with_name(f"{env}-{level}.npz") for level in levels]
+    attributes = {
+        "name": f"{name}-local",
+        "made_by": __name__,
+        "env_id": f"{IDS[env]}-v4",
+        "seed": seed,
+        "transitions": transitions,
+        "policies": json.dumps({level: sha256_of(p) if p else "tanh(normal)" for level, p in zip(levels, policies)}),
+        "versions": json.dumps({p: version(p) for p in ("gymnasium", "mujoco", "numpy")}),
+    }
+    target = Path(dataset_dir) / local_file(env, dataset_type, transitions)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with alone(target):
+        if target.exists():
+            _check_same(target, attributes)
+            print(f"{target} is there already, made with the same seed and policies")
+            return Made(target, 0.0)
+        return _make(target, attributes, _shards(env, policies, transitions, seed), workers)
+
+
+def _check_same(target: Path, attributes: dict) -> None:
+    import h5py
+
+    with h5py.File(target, "r") as file:
+        for key in ("name", "seed", "policies"):
+            if file.attrs.get(key) != attributes[key]:
+                raise LocalDataError(
+                    f"{target} is there already, with {key} {file.attrs.get(key)} instead of {attributes[key]}. "
+                    "Remove it, or choose another number of transitions or another --dataset_dir."
+                )
+
+
+def _shards(env: str, policies: list[Path | None], transitions: int, seed: int) -> list[Shard]:
+    """Equal parts for the policies, each in pieces of at most SHARD."""
+    bounds = [transitions * i // len(policies) for i in range(len(policies) + 1)]
+    pieces = [
+        (policy, row, min(SHARD, end - row))
+        for policy, begin, end in zip(policies, bounds, bounds[1:])
+        for row in range(begin, end, SHARD)
+    ]
+    children = np.random.SeedSequence(seed).spawn(len(pieces))
+    return [Shard(env, *piece, child) for piece, child in zip(pieces, children)]
+
+
+def _make(target: Path, attributes: dict, shards: list[Shard], workers: int | None) -> Made:
+    """Roll the shards and put each in its place of a file that gets its name when it is whole."""
+    import h5py
+    from tqdm import tqdm
+
+    n, (state_dim, action_dim) = attributes["transitions"], DIMS[shards[0].env]
+    needed, free = n * (2 * state_dim + action_dim + 2) * 4, shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise OSError(
+            f"{target.parent} has {free} bytes free; {n} transitions need {needed}. Choose another --dataset_dir."
+        )
+    workers = min(workers or _cores(), len(shards))
+    part, began, rewards = target.with_name(target.name + ".part"), time.perf_counter(), 0.0
+    try:
+        with h5py.File(part, "w") as file, tqdm(total=n, desc=attributes["name"], unit_scale=True, disable=None) as bar:
+            for key, shape, dtype in _columns(state_dim, action_dim):
+                file.create_dataset(key, (n, *shape), dtype)
+            with closing(_rolled(shards, workers, bar.update)) as finished:
+                for shard, columns in finished:
+                    for key, values in columns.items():
+                        file[key][shard.row : shard.row + shard.transitions] = values
+                    rewards += float(columns["rewards"].sum(dtype=np.float64))
+            file.attrs.update(attributes)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    rate = n / (time.perf_counter() - began)
+    print(
+        f"{target}: {n:,} transitions, mean reward {rewards / n:.3f}; {rate:,.0f} transitions/s with {workers} workers"
+    )
+    return Made(target, rate)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _columns(state_dim: int, action_dim: int) -> list[tuple[str, tuple[int, ...], type]]:
+    return [
+        ("observations", (state_dim,), np.float32),
+        ("actions", (action_dim,), np.float32),
+        ("rewards", (), np.float32),
+        ("next_observations", (state_dim,), np.float32),
+        ("terminals", (), np.bool_),
+        ("timeouts", (), np.bool_),
+    ]
+
+
+# -- one shard --------------------------------------------------------------------------------------------------------
+
+
+def roll(shard: Shard, progress: Callable[[int], object] = lambda n: None) -> dict[str, np.ndarray]:
+    """The columns of D4RL's layout, `shard.transitions` rows each. progress(n): n more rows are sure."""
+    steps, lanes = shard.transitions, min(LANES, shard.transitions)
+    state_dim, action_dim = DIMS[shard.env]
+    policy = Policy(np.load(shard.policy)) if shard.policy else lambda states, noise: np.tanh(noise)
+    rng = np.random.default_rng(shard.seed)
+    world = Lanes(shard.env, rng.integers(2**31, size=lanes))
+
+    # what happened, by tick and lane; all lanes are busy until `steps` have been made, then at most one episode follows
+    ticks = steps // lanes + 1 + MAX_EPISODE_STEPS
+    record = {key: np.zeros((ticks, lanes, *shape), dtype) for key, shape, dtype in _columns(state_dim, action_dim)}
+    # episodes in the order of their start
+    began, length, lane_of = [0] * lanes, np.zeros(steps + lanes, np.int64), list(range(lanes))
+    live, episode = np.arange(lanes), np.arange(lanes)  # busy lanes, and the episode that each lane is in
+
+    t = taken = reported = 0
+    while len(live):
+        state = world.states[live]
+        action = policy(state, rng.standard_normal((len(live), action_dim), np.float32))
+        reward, terminal = world.step(live, action)
+        length[episode[live]] += 1
+        taken += len(live)
+        over = terminal | (length[episode[live]] == MAX_EPISODE_STEPS)
+        for key, now in zip(record, (state, action, reward, world.states[live], terminal, over & ~terminal)):
+            record[key][t, live] = now
+        t += 1
+        if over.any():
+            if taken < steps:
+                for lane in live[over].tolist():
+                    world.reset(lane)
+                    episode[lane] = len(began)
+                    began.append(t)
+                    lane_of.append(lane)
+            else:
+                live = live[~over]
+        if taken >= steps:  # go on with episodes that lie before the cut only; as lengths grow, the others never will
+            live = live[np.cumsum(length)[episode[live]] < steps]
+        if t % 64 == 0 or not len(live):
+            progress(min(taken, steps) - reported)
+            reported = min(taken, steps)
+    world.close()
+
+    length = length[: len(began)]
+    within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+    rows = (np.repeat(began, length) + within) * lanes + np.repeat(lane_of, length)  # into (tick, lane), flattened
+    columns = {key: values.reshape(-1, *values.shape[2:])[rows[:steps]] for key, values in record.items()}
+    columns["timeouts"][-1] = not columns["terminals"][-1]
+    return columns
+
+
+# -- many shards, many processes --------------------------------------------------------------------------------------
+
+
+def _rolled(shards: list[Shard], workers: int, progress: Callable[[int], object]) -> Iterator[tuple[Shard, dict]]:
+    """Shards as they are finished, in any order. However this ends, the workers end with it."""
+    context = multiprocessing.get_context("spawn")
+    waiting, under_way, crew = list(reversed(shards)), {}, []
+    try:
+        with _starting_workers():
+            for _ in range(workers):
+                pipe, theirs = context.Pipe()
+                process = context.Process(target=_work, args=(theirs,), daemon=True)
+                process.start()
+                crew.append(process)
+                theirs.close()
+                under_way[pipe] = waiting.pop()
+                pipe.send(under_way[pipe])
+        while under_way:
+            for pipe in wait(list(under_way)):
+                try:
+                    message = pipe.recv()
+                except (EOFError, ConnectionError):
+                    raise RuntimeError(
+                        f"a worker died at the shard of row {under_way[pipe].row}, so no file was made. Its own words "
+                        "are above; without any, it was killed, perhaps for want of memory: try fewer workers."
+                    ) from None
+                if isinstance(message, int):
+                    progress(message)
+                    continue
+                done = under_way.pop(pipe)
+                if waiting:
+                    under_way[pipe] = waiting.pop()
+                    pipe.send(under_way[pipe])
+                yield done, message
+    finally:
+        for process in crew:
+            process.terminate()
+            process.join()
+
+
+def _work(pipe) -> None:
+    """A worker's life: shards in, progress and columns out, until the other end of the pipe is gone."""
+    try:
+        while True:
+            pipe.send(roll(pipe.recv(), pipe.send))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+@contextmanager
+def _starting_workers() -> Iterator[None]:
+    """Processes started here have one BLAS thread, as they share the cores already, and leave Ctrl-C to the parent."""
+    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    if hasattr(signal, "pthread_sigmask"):  # children inherit the mask
+        resource_tracker.ensure_running()  # else the first child would start it, and it unmasks SIGINT
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+        if hasattr(signal, "pthread_sigmask"):  # last: a Ctrl-C that came meanwhile may raise here
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)

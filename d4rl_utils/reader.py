@@ -1,0 +1,306 @@
+"""From a file in D4RL's HDF5 layout to transitions, vectorised, checked, and quick to open a second time.
+
+The layout: `observations` (N, S), `actions` (N, A), `rewards` (N), `terminals` (N), and, where the recorder wrote them,
+`timeouts` (N) and `next_observations` (N, S). What is done where something is missing:
+
+  1. no `timeouts`: an episode ends at a terminal, or after `max_episode_steps`;
+  2. no `next_observations`: the next state is the following row's state. A row that ends by a time limit has no
+     following row in its episode, so it is dropped; a terminal row keeps its own state as next state, which nothing
+     ever looks at, because a terminal cuts the bootstrap;
+  3. the last episode has no end: it is kept as cut by time (without `next_observations` its last row falls under 2).
+
+D4RL's ant files have 111 state dims, the last 84 of them zero throughout (contact forces that were never computed);
+they are checked and left out, which makes the states those of Gymnasium's Ant-v4.
+
+What was read is kept as plain .npy files in `<folder of the file>/.cache/`, and memory-mapped from there as long as the
+file's size and modification time stay the same.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from d4rl_utils.files import alone, sha256_of
+from d4rl_utils.names import DIMS, REGISTRY
+
+log = logging.getLogger(__name__)
+
+CACHE_FORMAT = 1  # raise it when the meaning of the cached arrays changes
+ANT_WITH_CONTACTS = (111, 8)
+
+
+class Transitions(NamedTuple):
+    """NumPy arrays over N transitions in recorded order, perhaps memory-mapped (copy-on-write: files never change)."""
+
+    states: np.ndarray  # (N, S) float32
+    actions: np.ndarray  # (N, A) float32
+    rewards: np.ndarray  # (N,) float32
+    next_states: np.ndarray  # (N, S) float32
+    terminals: np.ndarray  # (N,) bool   the MDP ended here (cuts the bootstrap); a time limit is not a death
+    ends: np.ndarray  # (N,) bool   last transition of its episode: terminal, timeout or cut
+    first: np.ndarray  # (N,) int64  row at which this row's episode begins
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What was trained on, in plain types: it goes into checkpoints and logs."""
+
+    name: str  # "hopper-medium-v2", "hopper-medium-local", or a custom file's stem
+    source: str  # "d4rl", "local" or "custom"
+    file: str  # base name
+    sha256: str  # of the file
+    transitions: int
+    episodes: int  # cut ones included
+    return_mean: float  # over these episodes
+
+
+class Dataset(NamedTuple):
+    """Transitions and whose they are."""
+
+    transitions: Transitions
+    identity: Identity
+
+
+def episode_returns(transitions: Transitions) -> np.ndarray:
+    """Sum of rewards (E,) float64 of every episode, in order."""
+    starts = np.flatnonzero(np.concatenate(([True], transitions.ends[:-1])))
+    return np.add.reduceat(transitions.rewards, starts, dtype=np.float64)
+
+
+def read_hdf5(path: str | Path, max_episode_steps: int = 1000, cache: bool = True) -> Dataset:
+    """Read a file in D4RL's layout. `max_episode_steps` matters only where the file has no `timeouts`.
+
+    A file whose bytes are those of D4RL gets D4RL's name, one made by `d4rl_utils.local` its own, others their stem.
+    Raises FileNotFoundError, and ValueError for a file that is not HDF5, is damaged, or cannot be trained on.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file.")
+    if not cache:
+        return _dataset(path, *_read(path, max_episode_steps))
+    try:
+        found = _from_cache(path, max_episode_steps)
+        if found is None:
+            with alone(path):
+                found = _from_cache(path, max_episode_steps) or _fill_cache(path, max_episode_steps)
+    except OSError as error:
+        log.warning("%s: no cache can be kept beside it (%s); every start reads it anew.", path, error)
+        found = _read(path, max_episode_steps)
+    return _dataset(path, *found)
+
+
+def _dataset(path: Path, transitions: Transitions, facts: dict) -> Dataset:
+    """Say what has to be said about the file, and name it."""
+    for note in facts["notes"]:
+        log.warning("%s: %s", path, note)
+    name, source = path.stem, "custom"
+    if facts["local_name"]:
+        name, source = facts["local_name"], "local"
+    for known, entry in REGISTRY.items():
+        if entry.sha256 == facts["sha256"]:
+            name, source = known, "d4rl"
+    returns = episode_returns(transitions)
+    return Dataset(
+        transitions,
+        Identity(name, source, path.name, facts["sha256"], len(transitions.ends), len(returns), float(returns.mean())),
+    )
+
+
+# -- the cache: a folder of .npy files and a small JSON, which appears whole or not at all ----------------------------
+
+
+def _cache_folder(path: Path, max_episode_steps: int) -> Path:
+    stat = path.stat()
+    key = f"{CACHE_FORMAT} {stat.st_size} {stat.st_mtime_ns} {max_episode_steps}"
+    return path.parent / ".cache" / f"{path.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def _from_cache(path: Path, max_episode_steps: int) -> tuple[Transitions, dict] | None:
+    folder = _cache_folder(path, max_episode_steps)
+    try:
+        facts = json.loads((folder / "facts.json").read_text())
+        arrays = Transitions(*(np.load(folder / f"{name}.npy", mmap_mode="c") for name in Transitions._fields))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:  # a .npy shorter than its header says, after a power cut
+        log.warning("%s is damaged (%s) and is made anew.", folder, error)
+        shutil.rmtree(folder)
+        return None
+    return arrays, facts
+
+
+def _fill_cache(path: Path, max_episode_steps: int) -> tuple[Transitions, dict]:
+    folder = _cache_folder(path, max_episode_steps)
+    # what earlier versions of the file, or processes killed while writing, left behind
+    for old in folder.parent.iterdir():
+        if re.fullmatch(re.escape(path.name) + r"-\w+(\.part)?", old.name):
+            shutil.rmtree(old)
+    transitions, facts = _read(path, max_episode_steps)
+    part = folder.with_name(folder.name + ".part")
+    try:
+        part.mkdir()
+        for name, array in transitions._asdict().items():
+            np.save(part / f"{name}.npy", array)
+        (part / "facts.json").write_text(json.dumps(facts, indent=1))
+        os.replace(part, folder)
+    except OSError as error:
+        log.warning("%s: the cache could not be written (%s); every start reads the file anew.", path, error)
+        shutil.rmtree(part, ignore_errors=True)
+        return transitions, facts
+    return _from_cache(path, max_episode_steps) or (transitions, facts)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path, max_episode_steps: int) -> tuple[Transitions, dict]:
+    """Transitions of the file, and the facts about it that cannot be told from them."""
+    import h5py
+
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is an empty file. Remove it and get it again.")
+    if not h5py.is_hdf5(path):
+        raise ValueError(f"{path} is not an HDF5 file. Was a web page saved in its place? Remove it and get it again.")
+    try:
+        with h5py.File(path, "r") as file:
+            columns = _columns(path, file)
+            local_name = str(file.attrs["name"]) if file.attrs.get("made_by") == "d4rl_utils.local" else None
+    except OSError as error:
+        raise ValueError(f"{path} is damaged or only part of a file ({error}). Remove it and get it again.") from error
+    transitions, notes = _transitions(path, columns, max_episode_steps)
+    return transitions, {
+        "file": path.name,
+        "size": path.stat().st_size,
+        "mtime_ns": path.stat().st_mtime_ns,
+        "sha256": sha256_of(path),
+        "format": CACHE_FORMAT,
+        "max_episode_steps": max_episode_steps,
+        "local_name": local_name,
+        "notes": notes,
+    }
+
+
+def _columns(path: Path, file) -> dict[str, np.ndarray]:
+    """The layout's arrays, float32 and bool, of one length, finite."""
+    import h5py
+
+    dims = {"observations": 2, "actions": 2, "rewards": 1, "terminals": 1, "timeouts": 1, "next_observations": 2}
+    optional = {"timeouts", "next_observations"}
+    missing = [k for k in dims if k not in optional and not isinstance(file.get(k), h5py.Dataset)]
+    if missing:
+        raise ValueError(
+            f"{path} has no dataset {' or '.join(repr(k) for k in missing)}; it holds {', '.join(file) or 'nothing'}. "
+            "D4RL's layout is observations, actions, rewards, terminals [, timeouts, next_observations]."
+        )
+    columns = {}
+    for key, ndim in dims.items():
+        data, rows = file.get(key), file["observations"].shape[:1]
+        if not isinstance(data, h5py.Dataset):
+            continue
+        if data.dtype.kind not in "fiub":
+            raise ValueError(f"{path}: '{key}' holds {data.dtype}, not numbers.")
+        if data.ndim != ndim or data.shape[:1] != rows:
+            raise ValueError(
+                f"{path}: '{key}' has shape {data.shape}; expected {ndim} dimension(s) and {rows[0] if rows else 0} "
+                "rows, as many as 'observations'. The columns are of different recordings, or it is another layout."
+            )
+        if not data.size:
+            raise ValueError(f"{path}: '{key}' has shape {data.shape}: there is no transition in the file.")
+        columns[key] = _checked(path, key, data[:])
+    if "next_observations" in columns and columns["next_observations"].shape != columns["observations"].shape:
+        raise ValueError(
+            f"{path}: 'next_observations' has shape {columns['next_observations'].shape}, "
+            f"'observations' {columns['observations'].shape}; they must be the same."
+        )
+    if (columns["observations"].shape[1], columns["actions"].shape[1]) == ANT_WITH_CONTACTS:
+        for key in ("observations", "next_observations"):
+            if key in columns:
+                columns[key] = _without_contacts(path, key, columns[key])
+    return columns
+
+
+def _checked(path: Path, key: str, values: np.ndarray) -> np.ndarray:
+    """Flags as bool, everything else as float32 and finite."""
+    flag = key in ("terminals", "timeouts")
+    if flag:
+        good = (values == 0) | (values == 1)
+    else:
+        with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes infinite, and is refused below
+            values = values.astype(np.float32, copy=False)
+        good = np.isfinite(values)
+    if not good.all():
+        rows = np.flatnonzero(~good.reshape(len(values), -1).all(1))
+        what = "a value that is neither 0 nor 1" if flag else "NaN or infinity"
+        raise ValueError(
+            f"{path}: '{key}' holds {what}, first in row {rows[0]}, in {len(rows)} of {len(values)} rows. "
+            "Leave these episodes out of the file, or record them again."
+        )
+    return values.astype(bool) if flag else values
+
+
+def _without_contacts(path: Path, key: str, states: np.ndarray) -> np.ndarray:
+    """Ant's 27 dims of 111, after a look at the other 84."""
+    keep = DIMS["ant"][0]
+    used = states[:, keep:].any(1)
+    if used.any():
+        raise ValueError(
+            f"{path}: '{key}' has 111 dims as D4RL's ant has, but the last 84 are not all zero (first in row "
+            f"{used.argmax()}). The environment here has no contact forces, so an agent trained on them could not be "
+            "judged. Record the data with Ant-v4, or cut the observations to the first 27."
+        )
+    return states[:, :keep].copy()
+
+
+def _transitions(path: Path, columns: dict[str, np.ndarray], max_episode_steps: int) -> tuple[Transitions, list[str]]:
+    """Find the episodes, and the next states where the file has none. Also what the reader of the log should know."""
+    states, terminals, notes = columns["observations"], columns["terminals"], []
+    n, row = len(terminals), np.arange(len(terminals))
+    if "timeouts" in columns:
+        ends = terminals | columns["timeouts"]
+    else:
+        since = row - _first(np.concatenate((terminals[:-1], [True])))
+        ends = terminals | ((since + 1) % max_episode_steps == 0)
+        notes.append(f"no 'timeouts': episodes are taken to end at terminals or after {max_episode_steps} steps.")
+    unfinished = not ends[-1]
+    ends[-1] = True
+    first = _first(ends)
+    if unfinished:
+        fate = "" if "next_observations" in columns else ", without its last row, whose next state is unknown"
+        notes.append(
+            f"the last episode (rows {first[-1]} to {n - 1}) has no end in the file: kept as cut by time{fate}."
+        )
+
+    if "next_observations" in columns:
+        next_states, keep = columns["next_observations"], slice(None)
+    else:
+        next_states = np.concatenate((states[1:], states[-1:]))
+        next_states[terminals] = states[terminals]
+        keep = terminals | ~ends
+        dropped = n - int(keep.sum()) - unfinished
+        if dropped:
+            notes.append(
+                f"no 'next_observations': {dropped} rows that end by a time limit are dropped: next state unknown."
+            )
+        if not keep.any():
+            raise ValueError(f"{path}: without 'next_observations' no row's next state is known, so nothing is left.")
+        # a row now ends its episode if the next row that is left belongs to another one
+        states, next_states, terminals, first = states[keep], next_states[keep], terminals[keep], first[keep]
+        ends = np.concatenate((first[1:] != first[:-1], [True]))
+        first = _first(ends)
+    actions, rewards = columns["actions"][keep], columns["rewards"][keep]
+    return Transitions(states, actions, rewards, next_states, terminals, ends, first), notes
+
+
+def _first(ends: np.ndarray) -> np.ndarray:
+    """For every row the row at which its episode begins. (N,) bool with ends[-1] True -> (N,) int64"""
+    stops = np.flatnonzero(ends) + 1
+    starts = np.concatenate(([0], stops[:-1]))
+    return np.repeat(starts, stops - starts)

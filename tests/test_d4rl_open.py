@@ -1,0 +1,216 @@
+"""Which data `open_dataset` takes, that nothing stands in for anything else unsaid, and the command line."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+
+import h5py
+import pytest
+from test_d4rl_local import ship_policies
+from test_d4rl_reader import write
+
+from d4rl_utils import Identity, datasets, open_dataset
+from d4rl_utils.__main__ import main
+from d4rl_utils.download import DownloadError
+from d4rl_utils.local import LocalDataError
+from d4rl_utils.names import REGISTRY
+
+pytest.importorskip("mujoco")
+
+
+@pytest.fixture
+def theirs(tmp_path, monkeypatch):
+    """A small file that the registry takes for D4RL's hopper-medium-v2, outside the data folder."""
+    path = tmp_path / "theirs.hdf5"
+    write(path, [(30, True), (20, False)], dims=(11, 3))
+    sha = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(
+        REGISTRY,
+        "hopper-medium-v2",
+        REGISTRY["hopper-medium-v2"]._replace(size=path.stat().st_size, sha256=sha),
+    )
+    return path
+
+
+@pytest.fixture
+def policies(tmp_path, monkeypatch):
+    return ship_policies(tmp_path / "policies", monkeypatch)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "datasets"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def network(monkeypatch, theirs):
+    """What the servers do: network.up; and how often they were asked."""
+
+    class Network:
+        up, asked = False, 0
+
+    def download(name, dataset_dir):
+        Network.asked += 1
+        if not Network.up:
+            raise DownloadError(f"{name} could not be downloaded:\n  nobody there\nBy hand: --dataset_dir")
+        shutil.copy(theirs, dataset_dir / REGISTRY[name].file)
+
+    monkeypatch.setattr(datasets, "download", download)
+    return Network
+
+
+def test_a_file_of_d4rl_that_is_there_is_taken(folder, theirs, network, capsys):
+    shutil.copy(theirs, folder / "hopper_medium-v2.hdf5")
+    for data in ("auto", "d4rl"):
+        t, identity = open_dataset("hopper", "medium", data, folder)
+        assert identity == Identity(
+            "hopper-medium-v2",
+            "d4rl",
+            "hopper_medium-v2.hdf5",
+            REGISTRY["hopper-medium-v2"].sha256,
+            50,
+            2,
+            pytest.approx(t.rewards.sum() / 2),
+        )
+    assert network.asked == 0 and capsys.readouterr().err == ""
+    assert json.loads(json.dumps(asdict(identity))) == asdict(identity)
+
+
+def test_else_it_is_downloaded(folder, network):
+    network.up = True
+    for _ in range(2):
+        assert open_dataset("hopper", "medium", dataset_dir=folder).identity.source == "d4rl"
+    assert network.asked == 1
+
+
+def test_else_local_data_stand_in_and_nobody_can_miss_it(folder, network, policies, capsys):
+    for _ in range(2):
+        identity = open_dataset("hopper", "medium", dataset_dir=folder, local_transitions=300).identity
+        assert (identity.name, identity.source) == ("hopper-medium-local", "local")
+        notice = capsys.readouterr().err
+        for words in (
+            "LOCAL DATA",
+            "hopper-medium-v2",
+            "must\n",
+            "not be compared with published",
+            "By hand",
+            "nobody",
+        ):
+            assert words.strip() in notice
+        block = [line for line in notice.splitlines() if line[:1] in "+|"]
+        assert len(block) > 6 and len({len(line) for line in block}) == 1
+    assert network.asked == 2
+
+
+def test_d4rl_means_d4rl(folder, network, policies):
+    with pytest.raises(DownloadError, match="nobody there"):
+        open_dataset("hopper", "medium", "d4rl", folder)
+    assert not list(folder.glob("*.hdf5"))
+
+
+def test_no_local_data_for_it_either(folder, network, policies):
+    with pytest.raises(DownloadError, match="(?s)nobody there.*cannot stand in.*hopper-random, hopper-medium"):
+        open_dataset("walker2d", "medium-replay", dataset_dir=folder)
+
+
+def test_local_means_local_even_beside_d4rls_file(folder, theirs, network, policies, capsys):
+    shutil.copy(theirs, folder / "hopper_medium-v2.hdf5")
+    local = open_dataset("hopper", "medium", "local", folder, local_transitions=200)
+    assert local.identity.name == "hopper-medium-local" and len(local.transitions.ends) == 200
+    assert open_dataset("hopper", "medium", "auto", folder).identity.name == "hopper-medium-v2"
+    assert network.asked == 0 and "LOCAL" not in capsys.readouterr().err
+    with pytest.raises(LocalDataError, match="walker2d-expert"):
+        open_dataset("walker2d", "expert", "local", folder)
+
+
+@pytest.mark.parametrize("data", ["auto", "d4rl"])
+def test_a_file_that_only_has_the_name_is_refused(folder, theirs, network, data):
+    path = folder / "hopper_medium-v2.hdf5"
+    write(path, [(31, True), (20, False)], dims=(11, 3))
+    with pytest.raises(ValueError, match="bytes, D4RL's hopper-medium-v2 has.*Remove or rename it"):
+        open_dataset("hopper", "medium", data, folder)
+    content = bytearray(theirs.read_bytes())
+    with h5py.File(theirs) as f:
+        content[f["rewards"].id.get_offset()] ^= 1
+    path.write_bytes(content)
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(ValueError, match="has SHA-256 .*Remove or rename it"):
+            open_dataset("hopper", "medium", data, folder)
+
+
+def test_a_file_under_a_local_name_is_refused(folder, network, policies):
+    write(folder / "hopper-medium-local-300.hdf5", [(300, False)], dims=(11, 3))
+    with pytest.raises(ValueError, match="is not hopper-medium-local as this project makes it"):
+        open_dataset("hopper", "medium", "local", folder, local_transitions=300)
+
+
+def test_wrong_dims_are_refused(folder, theirs, network, monkeypatch):
+    shutil.copy(theirs, folder / "hopper_medium-v2.hdf5")
+    monkeypatch.setitem(datasets.DIMS, "hopper", (12, 3))
+    with pytest.raises(ValueError, match=r"\(11, 3\) state and action dims; hopper has \(12, 3\)"):
+        open_dataset("hopper", "medium", dataset_dir=folder)
+
+
+def test_unknown_names(folder):
+    for arguments, words in [
+        (("humanoid", "medium"), "'humanoid'"),
+        (("hopper", "best"), "'best'"),
+        (("hopper", "medium", "cloud"), "'cloud'.*auto, d4rl, local"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            open_dataset(*arguments, dataset_dir=folder)
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_list(folder, theirs, policies, capsys):
+    shutil.copy(theirs, folder / "hopper_medium-v2.hdf5")
+    assert main(["make", "hopper-random", "--transitions", "100", "--dataset_dir", str(folder)]) == 0
+    capsys.readouterr()
+    assert main(["list", "--dataset_dir", str(folder)]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    row = {r.split()[0]: " ".join(r.split()[2:]) for r in rows}
+    assert len(rows) == 24 and "D4RL file" in head
+    assert row["hopper-random-v2"] == "- hopper-random-local-100.hdf5"
+    assert row["hopper-medium-v2"] == "present can be made"
+    assert row["walker2d-medium-v2"] == "- -"
+
+
+def test_make_and_info(folder, policies, capsys):
+    arguments = ["--transitions", "400", "--seed", "3", "--workers", "1", "--dataset_dir", str(folder)]
+    assert main(["make", "hopper-medium", *arguments]) == 0
+    path = folder / "hopper-medium-local-400.hdf5"
+    assert str(path) in capsys.readouterr().out
+    for file in (str(path), path.name):
+        assert main(["info", file, "--dataset_dir", str(folder)]) == 0
+        out = capsys.readouterr().out
+        sha = hashlib.sha256(path.read_bytes()).hexdigest()
+        for words in ("hopper-medium-local, LOCAL data", sha, "400, of which", "11 state, 3 action", "D4RL score"):
+            assert words in out
+
+
+def test_info_knows_d4rls_own_file(theirs, capsys):
+    assert main(["info", str(theirs)]) == 0
+    out = capsys.readouterr().out
+    assert "hopper-medium-v2, D4RL's own file" in out and "20 to 30 steps long, mean 25.0" in out
+
+
+def test_failures_are_a_sentence_and_a_status(folder, policies, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "d4rl_utils.__main__.download", lambda *a: (_ for _ in ()).throw(DownloadError("nobody is there"))
+    )
+    for arguments, words in [
+        (["get", "hopper-medium"], "nobody is there"),
+        (["get", "hopper-medum-v2"], "unknown dataset_type 'medum'"),
+        (["make", "ant-expert"], "no behaviour policy for ant-expert"),
+        (["info", "nothing.hdf5"], "nothing.hdf5 is not a file"),
+    ]:
+        assert main([*arguments, "--dataset_dir", str(folder)]) == 1
+        captured = capsys.readouterr()
+        assert words in captured.err and captured.out == ""
+    with pytest.raises(SystemExit):  # no abbreviations
+        main(["make", "hopper-random", "--transition", "5", "--dataset_dir", str(folder)])
