@@ -77,7 +77,7 @@ def write_video(path: Path, frames: list[np.ndarray], fps: int) -> None:
 
 
 def headless_rendering() -> None:
-    """Choose how to draw without a screen, before mujoco is imported. ValueError, with what to install, if nothing can."""
+    """Choose how to draw off screen, before mujoco is imported. ValueError, with what to install, if nothing can."""
     if os.environ.get("MUJOCO_GL"):
         return
     from ctypes.util import find_library

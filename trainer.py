@@ -6,6 +6,7 @@ and save; `--resume FOLDER` continues exactly where the checkpoint stands.
 """
 
 import json
+import logging
 import signal
 import sys
 from contextlib import contextmanager
@@ -209,6 +210,7 @@ def settings(argv: list[str] | None) -> tuple:
 
 
 def main(argv: list[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     with utils.errors_as_sentences():
         cfg, checkpoint = settings(argv)
         run = Run(cfg, checkpoint)

@@ -15,7 +15,7 @@ from d4rl_utils.names import REGISTRY, Entry
 BLOCK = 1 << 18
 
 
-class DownloadError(RuntimeError):
+class DownloadError(OSError):
     """No server gave the file. The message names each and its reason, and says what to do by hand."""
 
 

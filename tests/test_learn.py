@@ -1,10 +1,13 @@
 """The words of an update, each on a few numbers."""
 
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
 
-from learn import Frozen, Meter, adamw, clip, set_rate, td_target, weigh
+from learn import Frozen, Graphed, Meter, adamw, clip, set_rate, td_target, weigh
 
 
 def test_td_target_on_four_numbers():
@@ -85,3 +88,65 @@ def test_meter_names_the_update_and_the_metric_that_left_the_real_line(bad):
         meter.add({"fine": torch.tensor(0.0), "loss": torch.tensor(value)}, update)
     with pytest.raises(FloatingPointError, match=r"update 12: loss left"):
         meter.means()
+
+
+class FakeCuda:
+    """CUDA graphs as far as `Graphed` uses them: what runs while capturing is recorded, a replay runs it again."""
+
+    def __init__(self, monkeypatch, refuse: bool = False):
+        self.log, self.recording = [], None
+
+        class CUDAGraph:
+            def replay(graph):
+                self.log.append("replay")
+                graph.record()
+
+        @contextmanager
+        def graph(g):
+            if refuse:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            self.recording = g
+            yield
+            self.recording = None
+
+        stream = type("Stream", (), {"wait_stream": lambda *_: None})
+        for name, fake in {"CUDAGraph": CUDAGraph, "graph": graph, "Stream": stream, "current_stream": stream}.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(torch.cuda, "stream", lambda s: nullcontext())
+
+    def step(self, batch, variant):
+        """Doubles or negates the batch's number, eagerly or into the graph under capture."""
+        out = {"y": torch.empty(())}
+
+        def work():
+            out["y"].copy_(batch.x * 2 if variant else -batch.x)
+
+        if self.recording is not None:
+            self.recording.record = work
+        else:
+            self.log.append("eager")
+            work()
+        return out
+
+
+class Batch(NamedTuple):
+    x: torch.Tensor
+
+
+def test_graphs_warm_up_capture_once_a_variant_and_read_new_batches(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    run = Graphed(cuda.step)
+    for turn in range(6):
+        for variant in (True, False):
+            x = torch.tensor(float(turn + 1))
+            assert run(Batch(x), variant)["y"].item() == (2 * x if variant else -x)
+    assert cuda.log == ["eager"] * 6 + ["replay"] * 6 and len(run.graphs) == 2
+
+
+def test_a_refused_capture_says_why_and_goes_on_eagerly(monkeypatch):
+    said = []
+    cuda = FakeCuda(monkeypatch, refuse=True)
+    run = Graphed(cuda.step, say=said.append)
+    results = [run(Batch(torch.tensor(float(i))), True)["y"].item() for i in range(6)]
+    assert results == [0, 2, 4, 6, 8, 10] and cuda.log == ["eager"] * 6
+    assert len(said) == 1 and "not permitted when stream is capturing" in said[0] and "eagerly" in said[0]

@@ -1,0 +1,68 @@
+"""What every benchmark says beside its figures: the machine, the versions, the commit, the command."""
+
+import json
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import utils  # noqa: E402
+
+
+def processor() -> str:
+    """The CPU's own name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit that ran; with a plus if the tree had changes on top."""
+    run = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True).stdout.strip()  # noqa: E731
+    return (run("rev-parse", "--short", "HEAD") or "none") + ("+" if run("status", "--porcelain", "--", "*.py") else "")
+
+
+def facts() -> dict:
+    """Machine, versions, commit, command, date."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "command": "python " + shlex.join(sys.argv),
+        "machine": {"cpu": processor(), "cores": torch.get_num_threads(), "gpu": gpu, "system": platform.system()},
+        "versions": utils.versions(),
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def write(name: str, result: dict) -> Path:
+    """benchmarks/<name>.json, whole or not at all."""
+    path = ROOT / "benchmarks" / f"{name}.json"
+    with utils.replacing(path) as part:
+        part.write_text(json.dumps(facts() | result, indent=1) + "\n")
+    return path
+
+
+def median_seconds(fn: Callable, warmup: int, repeats: int, device: str = "cpu") -> float:
+    """Median wall time of fn(); on CUDA each call is waited for."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    times = []
+    for i in range(warmup + repeats):
+        wait()
+        start = time.perf_counter()
+        fn()
+        wait()
+        if i >= warmup:
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)

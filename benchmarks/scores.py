@@ -1,0 +1,171 @@
+"""Named experiments: settings × seeds, trained, their last checkpoints judged over 100 episodes; a table and a picture.
+
+    python benchmarks/scores.py hopper_medium --file datasets/hopper-medium-reroll.hdf5 [--jobs 2]
+    python benchmarks/scores.py choices --file ...
+
+Every run is one process on one CPU thread; an interrupted run is resumed, a finished one is not repeated. `--file` is
+an HDF5 file in D4RL's layout; its name and SHA-256 are in the result. Rows are written when their last seed is judged.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from common import ROOT, write
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+import utils
+
+
+class Experiment(NamedTuple):
+    """What is compared."""
+
+    common: list[str]  # flags of every run
+    rows: dict[str, list[str]]  # name -> flags of its own
+    seeds: list[int]
+
+
+SMALL = ["--preset", "small", "--eval_freq", "2", "--save_freq", "2"]
+EXPERIMENTS = {
+    # section 6.2 of the main job: is Bamba better than cloning, and than the policy that collected the data?
+    "hopper_medium": Experiment(
+        [*SMALL, "--env", "hopper", "--num_epochs", "30"],
+        {"bamba": [], "cloning (alpha 0)": ["--alpha", "0"]},
+        [0, 1, 2],
+    ),
+    # what the critics are shown, and which encoder reads the next window for the target
+    "choices": Experiment(
+        [*SMALL, "--env", "hopper", "--num_epochs", "20"],
+        {
+            "critic on the state": ["--critic_input", "state"],
+            "critic on the embedding": ["--critic_input", "embedding"],
+            "critic on the embedding, detached": ["--critic_input", "embedding_detached"],
+            "critic on the state, EMA encoder in the target": ["--critic_input", "state", "--target_encoder", "ema"],
+        },
+        [0],
+    ),
+}
+
+
+def train(flags: list[str], out: Path) -> Path:
+    """Run or resume the one run in `out`; returns its folder."""
+    folders = sorted(p for p in out.iterdir() if (p / "last_checkpoint.pt").exists()) if out.exists() else []
+    argv = ["--resume", str(folders[-1])] if folders else [*flags, "--output_dir", str(out)]
+    with open(out.with_suffix(".log"), "a") as log:
+        subprocess.run([sys.executable, "trainer.py", *argv], cwd=ROOT, stdout=log, stderr=log, check=True)
+    return folders[-1] if folders else next(p for p in out.iterdir() if p.is_dir())
+
+
+def judge(folder: Path, episodes: int) -> dict:
+    """The last checkpoint's score, from the file that utils.py writes."""
+    out = folder / f"judged-{episodes}.json"
+    if not out.exists():
+        argv = ["--checkpoint", str(folder / "last_checkpoint.pt"), "--episodes", str(episodes), "--json", str(out)]
+        subprocess.run([sys.executable, "utils.py", *argv], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    return json.loads(out.read_text())
+
+
+def draw(name: str, curves: dict[str, list[list[dict]]], behaviour: float, data: str) -> Path:
+    """Score against updates, mean over seeds, the range of seeds shaded."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for i, (label, runs) in enumerate(curves.items()):
+        updates = [r["update"] for r in runs[0] if "eval/score" in r]
+        scores = [[r["eval/score"] for r in run if "eval/score" in r] for run in runs]
+        middle = [statistics.mean(s) for s in zip(*scores)]
+        axis.plot(updates, middle, color=f"C{i}", label=f"{label} ({len(runs)} seed{'s' * (len(runs) > 1)})")
+        if len(runs) > 1:
+            axis.fill_between(updates, *zip(*[(min(s), max(s)) for s in zip(*scores)]), color=f"C{i}", alpha=0.15, lw=0)
+    axis.axhline(behaviour, color="0.4", ls="--", lw=1, label=f"mean of the data {behaviour:.1f}")
+    axis.set(xlabel="updates", ylabel="D4RL score", title=f"{data}: mean of seeds, shaded from least to greatest")
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k")
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    path = ROOT / "benchmarks" / f"{name}.png"
+    with utils.replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("--file", required=True, help="an HDF5 file in D4RL's layout")
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "scores")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="ROW", help="train and judge these rows, write no table"
+    )
+    args = parser.parse_args()
+    experiment, (out, name) = EXPERIMENTS[args.experiment], (args.out / args.experiment, args.experiment)
+    out.mkdir(parents=True, exist_ok=True)
+    common = [
+        *experiment.common,
+        "--dataset_file",
+        str(Path(args.file).resolve()),
+        "--threads",
+        "1",
+        "--no_tensorboard",
+    ]
+
+    def run(row: str, seed: int) -> tuple[str, int, Path, dict]:
+        start = time.time()
+        tag = "".join(c if c.isalnum() else "-" for c in row)
+        folder = train([*common, *experiment.rows[row], "--seed", str(seed)], out / f"{tag}-s{seed}")
+        result = judge(folder, args.episodes)
+        print(f"{row}, seed {seed}: {result['eval/score']:.1f} ({time.time() - start:.0f} s)", flush=True)
+        return row, seed, folder, result
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        jobs = [pool.submit(run, row, seed) for seed in experiment.seeds for row in args.only or experiment.rows]
+        done = [job.result() for job in jobs]
+    if args.only:
+        return
+
+    table, curves = {}, {}
+    for row in experiment.rows:
+        mine = [(seed, folder, result) for r, seed, folder, result in done if r == row]
+        logs = [utils.read_log(folder / "log.jsonl") for _, folder, _ in mine]
+        last = [result["eval/score"] for *_, result in mine]
+        scores = [[r["eval/score"] for r in log if "eval/score" in r] for log in logs]
+        rates = [r["updates_per_s"] for log in logs for r in log if "updates_per_s" in r]
+        table[row] = {
+            "flags": experiment.rows[row],
+            "seeds": [seed for seed, *_ in mine],
+            "updates": mine[0][2]["updates"],
+            "last_score_by_seed": [round(s, 2) for s in last],
+            "last_score_mean": round(statistics.mean(last), 2),
+            "last_score_std_over_seeds": round(statistics.stdev(last), 2) if len(last) > 1 else None,
+            "best_of_evaluations_by_seed": [round(max(s), 2) for s in scores],
+            "mean_of_last_5_evaluations_by_seed": [round(statistics.mean(s[-5:]), 2) for s in scores],
+            "updates_per_s_one_thread": round(statistics.median(rates), 1),
+        }
+        curves[row] = logs
+    first = curves[next(iter(curves))][0][0]
+    result = {
+        "data": first["data"],
+        "behaviour_score": round(first["behaviour_score"], 2),
+        "common_flags": experiment.common,
+        "judged": f"last checkpoint, {args.episodes} episodes, hopper v4; best: of the run's 10-episode evaluations",
+        "rows": table,
+    }
+    for row, r in table.items():
+        print(
+            f"{row:48} last {r['last_score_mean']:6.2f} ± {r['last_score_std_over_seeds']}  {r['last_score_by_seed']}"
+        )
+    print(f"{'the data':48} mean {result['behaviour_score']:6.2f}")
+    print(draw(name, curves, first["behaviour_score"], first["data"]["name"]), write(name, result))
+
+
+if __name__ == "__main__":
+    main()

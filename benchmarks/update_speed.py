@@ -1,0 +1,163 @@
+"""Updates per second of the main job, beside its peers and beside the machine's limit.
+
+    python benchmarks/update_speed.py [--presets none small] [--device cpu]
+
+Peers, in the same agent: (a) the state-space layer as a loop over time, its definition; (b) the Mamba-2 block of
+`transformers` (PyTorch path), for each chunk size asked for. The limit: the matrix products of one update, counted,
+over the rate of a large matrix product, measured here. A figure is the median over updates of the mean of `policy_freq`
+updates.
+"""
+
+import argparse
+from dataclasses import replace
+
+import torch
+from common import median_seconds, write
+from torch.utils.flop_counter import FlopCounterMode
+
+import mamba
+import model
+from agent import Bamba, Spec
+from config import parse
+from memory import Window
+
+SPEC = Spec(state=11, action=3, low=(-1.0,) * 3, high=(1.0,) * 3)  # hopper
+
+
+def batch(cfg, device: str) -> Window:
+    b, k = cfg.batch_size, cfg.context_length
+    r = lambda *shape: torch.randn(*shape, device=device)  # noqa: E731
+    return Window(
+        r(b, k, SPEC.state), r(b, SPEC.action).tanh(), r(b), r(b, k, SPEC.state), torch.ones(b, device=device)
+    )
+
+
+def matmul_rate(dtype: torch.dtype, device: str) -> float:
+    """FLOP/s of a large square product."""
+    n = 2048 if device == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    return 2 * n**3 / median_seconds(lambda: a @ b, 3, 15, device)
+
+
+def matrix_flops(cfg) -> float:
+    """FLOP of all matrix products in one update, averaged over a turn of the actor."""
+    agent, data = Bamba(cfg, SPEC).train(), batch(cfg, "cpu")
+    with FlopCounterMode(display=False) as counter:
+        for _ in range(cfg.policy_freq):
+            agent.update(data)
+    return counter.get_total_flops() / cfg.policy_freq
+
+
+def seconds_per_update(cfg, device: str, repeats: int) -> float:
+    agent, data = Bamba(cfg, SPEC, device).train(), batch(cfg, device)
+
+    def turn():
+        for _ in range(cfg.policy_freq):
+            agent.update(data)
+
+    return median_seconds(turn, 4, repeats, device) / cfg.policy_freq
+
+
+class ByTransformers(torch.nn.Module):
+    """`transformers`' Mamba-2 mixer with our sizes. (B, L, D) -> (B, L, D)"""
+
+    def __init__(self, cfg, chunk_size: int):
+        super().__init__()
+        from transformers import Mamba2Config
+        from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+        settings = Mamba2Config(
+            hidden_size=cfg.d_model,
+            state_size=cfg.d_state,
+            conv_kernel=cfg.d_conv,
+            expand=cfg.expand,
+            head_dim=cfg.headdim,
+            num_heads=cfg.expand * cfg.d_model // cfg.headdim,
+            n_groups=1,
+            chunk_size=chunk_size,
+            use_bias=False,
+            use_conv_bias=True,
+        )
+        self.mixer = Mamba2Mixer(settings, layer_idx=0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mixer(x)
+
+
+class patched:
+    """Swap an attribute for the length of a block."""
+
+    def __init__(self, owner, **changes):
+        self.owner, self.changes = owner, changes
+
+    def __enter__(self):
+        self.before = {k: getattr(self.owner, k) for k in self.changes}
+        for k, v in self.changes.items():
+            setattr(self.owner, k, v)
+
+    def __exit__(self, *_):
+        for k, v in self.before.items():
+            setattr(self.owner, k, v)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=["none", "small"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--chunk_sizes", nargs="+", type=int, default=[5, 8], help="of transformers' block")
+    parser.add_argument("--repeats", type=int, default=15)
+    args = parser.parse_args()
+    device, rows, limits = args.device, [], {}
+    rates = {"fp32": matmul_rate(torch.float32, device), "bf16": matmul_rate(torch.bfloat16, device)}
+
+    def row(preset: str, what: str, precision: str, cfg, repeats: int = args.repeats) -> None:
+        torch._dynamo.reset()
+        seconds = seconds_per_update(replace(cfg, precision=precision), device, repeats)
+        limit = limits[preset] / rates[precision]
+        rows.append({"preset": preset, "what": what, "precision": precision, "ms": round(seconds * 1e3, 2)})
+        rows[-1] |= {"updates_per_s": round(1 / seconds, 1), "limit_ms": round(limit * 1e3, 2)}
+        rows[-1]["share_of_limit"] = round(limit / seconds, 3)
+        print(
+            "{preset:6} {precision} {what:32} {ms:>9} ms  {share_of_limit:>6.0%} of the limit".format(**rows[-1]),
+            flush=True,
+        )
+
+    for preset in args.presets:
+        cfg = replace(parse(["--preset", preset]), device=device, cuda_graphs=False)
+        limits[preset] = matrix_flops(replace(cfg, device="cpu"))
+        for precision in ("fp32", "bf16"):
+            row(preset, "eager", precision, cfg)
+            row(preset, "compiled", precision, replace(cfg, compile=True))
+            if device == "cuda":
+                row(preset, "CUDA graph", precision, replace(cfg, cuda_graphs=True))
+                row(preset, "compiled, CUDA graph", precision, replace(cfg, compile=True, cuda_graphs=True))
+            with patched(mamba, **{"ssd_dual": lambda *a: mamba.ssd_recurrent(*a)}):
+                row(preset, "(a) loop over time, eager", precision, cfg)
+            for chunk in args.chunk_sizes if preset == "none" else ():
+                with patched(model, MIXERS={"mamba2": lambda c, chunk=chunk: ByTransformers(c, chunk)}):
+                    row(preset, f"(b) transformers, chunk {chunk}", precision, cfg, repeats=3)
+
+    def best(precision: str, *words: str) -> float:
+        fits = lambda r: r["preset"] == "none" and r["precision"] == precision and r["what"].startswith(words)  # noqa: E731
+        return min(r["ms"] for r in rows if fits(r))
+
+    summary = {}
+    for precision in ("fp32", "bf16") if "none" in args.presets else ():
+        ours, peer = best(precision, "eager", "compiled", "CUDA"), best(precision, "(b)")
+        summary[precision] = {"best_ms": ours, "times_faster_than_transformers": round(peer / ours, 1)}
+    print(summary)
+    print(
+        write(
+            f"update_speed_{device}",
+            {
+                "rates_gflops": {k: round(v / 1e9) for k, v in rates.items()},
+                "gflop_per_update": {k: round(v / 1e9, 3) for k, v in limits.items()},
+                "rows": rows,
+                "summary": summary,
+            },
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
