@@ -85,8 +85,6 @@ class Bamba(nn.Module):
             self.reward,
         ]  # these nets learn together, the critics apart
         self.optimiser = adamw([self.critic, *self.seeing], cfg.weight_decay, self.device)
-        if cfg.compile:
-            self.losses = torch.compile(self.losses)
         if cfg.cuda_graphs and self.device.type == "cuda":
             self.descend = Graphed(self.descend)
 

@@ -96,7 +96,7 @@ class Machine:
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """tf32: CUDA's fast float32 products; bf16: the encoder under autocast (decays and sums stay in float32)"""
     compile: bool = False
-    """torch.compile the losses: a minute at the start, then faster updates; needs a C++ compiler on a CPU"""
+    """torch.compile the encoder's blocks: half a minute at the start, then faster updates; needs a C++ compiler on a CPU"""
     cuda_graphs: bool = True
     """on CUDA, capture the whole update and replay it; falls back to eager with the reason"""
     threads: int = 0

@@ -32,7 +32,7 @@ class Experiment(NamedTuple):
     seeds: list[int]
 
 
-SMALL = ["--preset", "small", "--eval_freq", "2", "--save_freq", "2"]
+SMALL = ["--preset", "small", "--eval_freq", "2", "--save_freq", "2", "--compile"]
 EXPERIMENTS = {
     # section 6.2 of the main job: is Bamba better than cloning, and than the policy that collected the data?
     "hopper_medium": Experiment(
