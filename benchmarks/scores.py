@@ -103,9 +103,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "scores")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument(
-        "--only", nargs="+", default=[], metavar="ROW", help="train and judge these rows, write no table"
-    )
+    parser.add_argument("--seeds", nargs="+", type=int, help="train and judge these seeds only, write no table")
     args = parser.parse_args()
     experiment, (out, name) = EXPERIMENTS[args.experiment], (args.out / args.experiment, args.experiment)
     out.mkdir(parents=True, exist_ok=True)
@@ -127,9 +125,9 @@ def main() -> None:
         return row, seed, folder, result
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [pool.submit(run, row, seed) for seed in experiment.seeds for row in args.only or experiment.rows]
+        jobs = [pool.submit(run, row, seed) for seed in args.seeds or experiment.seeds for row in experiment.rows]
         done = [job.result() for job in jobs]
-    if args.only:
+    if args.seeds:
         return
 
     table, curves = {}, {}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model import AttentionPool, Encoder, Normaliser, RoPE, TwinQ
+from model import AttentionPool, Encoder, Normaliser, RoPE, TwinQ, dropout_masks
 
 
 def test_rope_keeps_lengths_and_sees_only_distances():
@@ -76,3 +76,14 @@ def test_critics_are_two():
     q = TwinQ(4, 2, 8)
     values = q(torch.randn(5, 4), torch.randn(5, 2))
     assert values.shape == (2, 5) and not torch.allclose(values[0], values[1])
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_mean(p):
+    masks = dropout_masks(p, 3, torch.zeros(50, 7, 101))
+    assert masks.shape == (3, 50, 7, 101) and set(masks.unique().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
+    assert (masks == 0).float().mean().item() == pytest.approx(p, abs=0.01) and not torch.equal(masks[0], masks[1])
+    torch.manual_seed(0)
+    again = dropout_masks(p, 3, torch.zeros(50, 7, 101))
+    torch.manual_seed(0)
+    assert torch.equal(again, dropout_masks(p, 3, torch.zeros(50, 7, 101)))
