@@ -54,8 +54,7 @@ class World(NamedTuple):
 
 
 def bc_q_loss(pi: Tensor, action: Tensor, q: Tensor, alpha: float) -> tuple[Tensor, dict]:
-    """TD3+BC's actor objective (eq. 5): BC − λ·Q, λ = α / mean|Q|. pi, action: (B, A); q: (B,), what a critic thinks of
-    pi."""
+    """TD3+BC's actor objective (eq. 5): BC − λ·Q with λ = α / mean|Q|. pi, action: (B, A); q: (B,), a critic on pi."""
     trust = alpha / q.abs().mean().clamp_min(1e-6).detach()
     clone = F.mse_loss(pi, action)
     return clone - trust * q.mean(), {"clone": clone, "q_pi": q.mean(), "trust": trust}
@@ -78,12 +77,8 @@ class Bamba(nn.Module):
         self.slow_encoder = Frozen(self.encoder) if cfg.target_encoder == "ema" else None
         self.to(device)
         self.device = torch.device(device)
-        self.seeing = [
-            self.encoder,
-            self.actor,
-            self.next_state,
-            self.reward,
-        ]  # these nets learn together, the critics apart
+        # these nets learn together, the critics apart
+        self.seeing = [self.encoder, self.actor, self.next_state, self.reward]
         self.optimiser = adamw([self.critic, *self.seeing], cfg.weight_decay, self.device)
         if cfg.cuda_graphs and self.device.type == "cuda":
             self.descend = Graphed(self.descend)
@@ -140,8 +135,7 @@ class Bamba(nn.Module):
         metrics = detach(losses, "loss") | detach({"q": q.mean(), "target": target.mean()}, "critic")
         if actors_turn:
             pi = self.policy(z)
-            # The actor climbs Q; Q's own weights must not feel it. Nor does it change z in order to please Q's view of
-            # z.
+            # The actor climbs Q. Q's own weights must not feel that, nor may z change to please a Q that looks at z.
             still = {k: v.detach() for k, v in self.critic.named_parameters()}
             q_pi = torch.func.functional_call(self.critic, still, (self.judged(states, z).detach(), pi))[0]
             losses["actor"], info = bc_q_loss(pi, b.action, q_pi, self.cfg.alpha)
@@ -177,7 +171,13 @@ class Bamba(nn.Module):
         return f"{count:,} parameters on {self.device}, {backend}"
 
     def prepare(self, data: Windows) -> None:
-        """The normaliser's statistics come from the data, once."""
+        """The normaliser's statistics come from the data, once. ValueError if the data are of another body."""
+        dims, own = (data.states.shape[1], data.widths[0]), (self.spec.state, self.spec.action)
+        if dims != own:
+            raise ValueError(
+                f"the data have {dims[0]} state and {dims[1]} action dims, {self.cfg.env} has {own[0]} and {own[1]}: "
+                "--env and the data must be of the same body"
+            )
         self.normal.fit(data.states)
 
     # -- how it acts -----------------------------------------------------------------------------

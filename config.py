@@ -24,8 +24,7 @@ class Run:
     output_dir: str = "./outputs"
     """every run gets a folder of its own in here"""
     resume: str = ""
-    """a checkpoint or a run folder to continue exactly; its own settings are used, only --num_epochs and --device may
-    differ"""
+    """a checkpoint or run folder to continue exactly, with its own settings; --num_epochs and --device may differ"""
     tensorboard: bool = True
     """write TensorBoard event files into the run folder"""
     wandb: bool = False
@@ -41,8 +40,7 @@ class Data:
     dataset_type: Literal["random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"] = "medium"
     """who collected the data"""
     data: Literal["auto", "d4rl", "local"] = "auto"
-    """d4rl: D4RL's own file, downloaded if missing; local: rolled out here; auto: the first, and if it cannot be had,
-    the second"""
+    """d4rl: D4RL's own file, downloaded if missing; local: rolled out here; auto: local only if D4RL's cannot be had"""
     dataset_dir: str = "./datasets"
     """where dataset files lie"""
     dataset_file: str = ""
@@ -96,7 +94,7 @@ class Machine:
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """tf32: CUDA's fast float32 products; bf16: the encoder under autocast (decays and sums stay in float32)"""
     compile: bool = False
-    """torch.compile the encoder's blocks: half a minute at the start, then faster updates; needs a C++ compiler on a CPU"""
+    """torch.compile the encoder's blocks: half a minute at the start, then faster; needs a C++ compiler on a CPU"""
     cuda_graphs: bool = True
     """on CUDA, capture the whole update and replay it; falls back to eager with the reason"""
     threads: int = 0
@@ -209,8 +207,7 @@ PRESETS = {
 
 
 def parse(argv: Sequence[str] | None = None, prog: str = "trainer.py"):
-    """The config of the agent that the command line (default: sys.argv) names. A flag that nobody declared ends the
-    program."""
+    """The config of the agent that the command line (default: sys.argv) names. An undeclared flag ends the program."""
     import tyro  # here, so that an agent can be imported and used without it
 
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -228,8 +225,7 @@ def parse(argv: Sequence[str] | None = None, prog: str = "trainer.py"):
 
 
 def word_after(flag: str, argv: Sequence[str]) -> str:
-    """What the command line says behind `flag`, as `--flag word` or `--flag=word`; the last one counts, as it does for
-    tyro."""
+    """What the command line says behind `flag`, as `--flag word` or `--flag=word`; the last one counts, as for tyro."""
     found = [b for a, b in zip(argv, argv[1:]) if a == flag] + [
         a.split("=", 1)[1] for a in argv if a.startswith(flag + "=")
     ]

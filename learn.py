@@ -1,7 +1,6 @@
 """What every update says: targets, weights of losses, descent, slow copies, and the means of what was measured."""
 
 import copy
-import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -46,8 +45,7 @@ class Frozen(nn.Module):
 
 
 def adamw(nets: Iterable[nn.Module], weight_decay: float, device: torch.device) -> torch.optim.AdamW:
-    """AdamW that a CUDA graph can replay. Only matrices decay: no norms, biases, nor what a module marks
-    `_no_weight_decay`."""
+    """AdamW that a CUDA graph can replay. Only matrices decay, and not what a module marks `_no_weight_decay`."""
     params = [p for net in nets for p in net.parameters()]
     matrix = [p.ndim >= 2 and not getattr(p, "_no_weight_decay", False) for p in params]
     groups = [
@@ -91,16 +89,19 @@ class Meter:
         self.bad = torch.where(ok | (bad >= 0), bad, update)
 
     def means(self) -> dict[str, float]:
-        """The averages since the last call, each over the updates in which it appeared; FloatingPointError if one was
-        not finite."""
+        """The averages since the last call, each over the updates in which it appeared. FloatingPointError: see `check`."""
+        self.check()
         names = list(self.sums)
         values = torch.stack([self.sums[k] for k in names]).tolist() if names else []
         means = {k: v / self.counts[k] for k, v in zip(names, values)}
-        if self.bad is not None and self.bad.item() >= 0:
-            off = [k for k, v in means.items() if not math.isfinite(v)]
-            raise FloatingPointError(f"update {self.bad.item()}: {', '.join(off)} left the real line")
         self.sums, self.counts, self.bad = {}, {}, None
         return means
+
+    def check(self) -> None:
+        """FloatingPointError, with the update and the metrics, if one has left the real line since the last `means`."""
+        if self.bad is not None and self.bad.item() >= 0:
+            off = [k for k, v in self.sums.items() if not v.isfinite()]
+            raise FloatingPointError(f"update {self.bad.item()}: {', '.join(off)} left the real line")
 
     def state_dict(self) -> dict:
         return {"sums": dict(self.sums), "counts": dict(self.counts), "bad": self.bad}

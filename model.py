@@ -18,8 +18,7 @@ def mlp(*widths: int) -> nn.Sequential:
 
 
 class Normaliser(nn.Module):
-    """States in units of the dataset's spread. Lives in the agent, so the statistics travel in its checkpoint. (..., S)
-    -> (..., S)"""
+    """States in units of the dataset's spread; the statistics travel in the agent's checkpoint. (..., S) -> (..., S)"""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -36,8 +35,7 @@ class Normaliser(nn.Module):
 
 
 class RoPE(nn.Module):
-    """Turns the pairs of features (2i, 2i+1) of position t by t·10000^(−2i/D) (arXiv 2104.09864). (B, L, D) -> (B, L,
-    D)"""
+    """Turns features (2i, 2i+1) of position t by t·10000^(−2i/D) (arXiv 2104.09864). (B, L, D) -> (B, L, D)"""
 
     def __init__(self, dim: int, max_len: int):
         super().__init__()
@@ -74,7 +72,7 @@ MIXERS = {
 
 
 class Block(nn.Module):
-    """x + keep · mixer(LayerNorm(x)). (B, L, D) -> (B, L, D). keep: what dropout multiplies by, or None for no dropout"""
+    """x + keep · mixer(LayerNorm(x)). (B, L, D) -> (B, L, D). keep: what dropout multiplies by; None for no dropout"""
 
     def __init__(self, mixer: nn.Module, dim: int):
         super().__init__()
@@ -98,9 +96,9 @@ def dropout_masks(p: float, count: int, like: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """The last K states as one vector: Linear → RoPE → mixer blocks → LayerNorm → Linear → attention pooling. (B, K, S)
-    -> (B, D)
+    """The last K states as one vector. (B, K, S) -> (B, D)
 
+    Linear → RoPE → mixer blocks → LayerNorm → Linear → attention pooling.
     noisy: False leaves dropout off even in training, for targets.
     """
 

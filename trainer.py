@@ -56,9 +56,8 @@ class Run:
         """A folder whose log opens with what the run is."""
         cfg = self.cfg
         name = f"{cfg.env}-{cfg.dataset_type}-{cfg.agent}-s{cfg.seed}-{datetime.now():%Y%m%d-%H%M%S}"
-        self.folder = Path(cfg.output_dir) / name
-        self.folder.mkdir(parents=True)
         self.agent.prepare(self.sampler)
+        self.folder = utils.new_folder(Path(cfg.output_dir) / name)
         head = {"config": asdict(cfg), "data": asdict(self.identity), "versions": utils.versions()}
         (self.folder / "config.json").write_text(json.dumps(head, indent=1) + "\n")
         self.log = utils.Log(self.folder, cfg.tensorboard, cfg.wandb)
@@ -174,6 +173,7 @@ def train_offline(run: Run) -> int:
                     run.save()
                 bar.set_postfix(note, refresh=False)
             if told:
+                run.meter.check()
                 run.save()
                 bar.close()
                 name = signal.Signals(told[0]).name

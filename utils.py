@@ -8,6 +8,7 @@ float32) do not depend on how many episodes share a forward pass, so one seed me
 """
 
 import importlib
+import itertools
 import json
 import os
 import pickle
@@ -77,8 +78,7 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; it becomes `path` when the block ends well. A killed writer leaves the old file, never half a
-    new one."""
+    """A path to write to; it becomes `path` when the block ends well. A killed writer leaves the old file whole."""
     part = path.with_name(path.name + ".part")
     try:
         yield part
@@ -90,8 +90,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save(path: Path, agent: torch.nn.Module, run: dict) -> None:
-    """Everything that waking needs: system, config, spec, tensors, optimisers, counter; `run`: what the trainer adds of
-    its own."""
+    """Everything that waking needs: system, config, spec, tensors, optimisers, counter; `run`: what the trainer adds."""
     optimisers = {k: v.state_dict() for k, v in vars(agent).items() if isinstance(v, torch.optim.Optimizer)}
     part = {
         "format": FORMAT,
@@ -109,8 +108,7 @@ def save(path: Path, agent: torch.nn.Module, run: dict) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """The checkpoint's dictionary, on the CPU. ValueError with a sentence for what is missing, torn, foreign or too
-    old."""
+    """The checkpoint's dictionary, on the CPU. ValueError for what is missing, torn, foreign or too old."""
     path = Path(path)
     if path.is_dir():
         path = path / "last_checkpoint.pt"
@@ -152,8 +150,7 @@ def config_of(part: dict, path: str | Path):
 
 
 def load(path: str | Path, device: torch.device | str = "cpu", **changes) -> tuple[torch.nn.Module, dict]:
-    """Wake an agent: (agent, the whole checkpoint). changes: fields of its config to set otherwise (where, not what, it
-    computes)."""
+    """Wake an agent: (agent, the whole checkpoint). changes: of its config, in where it computes, not in what."""
     part = read_checkpoint(path)
     module, system, _ = system_of(part["system"])
     cfg = replace(config_of(part, path), device=str(device), **changes)
@@ -168,6 +165,17 @@ def load(path: str | Path, device: torch.device | str = "cpu", **changes) -> tup
 
 
 # -- runs: folder, log, pictures -----------------------------------------------------------------
+
+
+def new_folder(path: Path) -> Path:
+    """Make `path`, or `path`-2, -3, ... if another run was faster; returns what was made."""
+    for tail in itertools.chain([""], (f"-{n}" for n in itertools.count(2))):
+        folder = path.with_name(path.name + tail)
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
 
 
 def publish(path: Path, link: Path) -> None:
@@ -319,8 +327,7 @@ class Judge:
     checkpoint: str
     """a .pt file that trainer.py wrote, or a run folder (its last checkpoint)"""
     env: str = ""
-    """a dataset name such as hopper-medium-v2, to make sure that the checkpoint is of it; the checkpoint knows its
-    environment"""
+    """a dataset name such as hopper-medium-v2, to make sure: the checkpoint knows its environment"""
     episodes: Annotated[int, tyro.conf.arg(aliases=["--num_eval_episodes"])] = 10
     """how many, all at once"""
     seed: int = 2_000_000
