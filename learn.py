@@ -89,7 +89,7 @@ class Meter:
         self.bad = torch.where(ok | (bad >= 0), bad, update)
 
     def means(self) -> dict[str, float]:
-        """The averages since the last call, each over the updates in which it appeared. FloatingPointError: see `check`."""
+        """The averages since the last call, each over the updates in which it appeared. Raises what `check` does."""
         self.check()
         names = list(self.sums)
         values = torch.stack([self.sums[k] for k in names]).tolist() if names else []

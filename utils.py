@@ -90,7 +90,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save(path: Path, agent: torch.nn.Module, run: dict) -> None:
-    """Everything that waking needs: system, config, spec, tensors, optimisers, counter; `run`: what the trainer adds."""
+    """All that waking needs: system, config, spec, tensors, optimisers, counter; `run`: what the trainer adds."""
     optimisers = {k: v.state_dict() for k, v in vars(agent).items() if isinstance(v, torch.optim.Optimizer)}
     part = {
         "format": FORMAT,
