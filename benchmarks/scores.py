@@ -73,8 +73,8 @@ def judge(folder: Path, episodes: int) -> dict:
 
 
 def draw(name: str, curves: dict[str, list[list[dict]]], behaviour: float, data: str) -> Path:
-    """Score against updates, mean over seeds, the range of seeds shaded."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    """Score against updates: mean over seeds, shaded from the least to the greatest of them."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     for i, (label, runs) in enumerate(curves.items()):
@@ -85,9 +85,9 @@ def draw(name: str, curves: dict[str, list[list[dict]]], behaviour: float, data:
         if len(runs) > 1:
             axis.fill_between(updates, *zip(*[(min(s), max(s)) for s in zip(*scores)]), color=f"C{i}", alpha=0.15, lw=0)
     axis.axhline(behaviour, color="0.4", ls="--", lw=1, label=f"mean of the data {behaviour:.1f}")
-    axis.set(xlabel="updates", ylabel="D4RL score", title=f"{data}: mean of seeds, shaded from least to greatest")
+    axis.set(xlabel="updates", ylabel="D4RL score", title=f"{data}: 10-episode evaluations")
     axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k")
-    axis.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     path = ROOT / "benchmarks" / f"{name}.png"

@@ -49,7 +49,7 @@ def open_dataset(
     dims = transitions.states.shape[1], transitions.actions.shape[1]
     if dims != DIMS[env]:
         raise ValueError(f"{identity.file} has {dims} state and action dims; {env} has {DIMS[env]}.")
-    log.info("data: %s", identity)
+    log.debug("data: %s", identity)
     return dataset
 
 
