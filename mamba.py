@@ -152,10 +152,7 @@ class State(NamedTuple):
 
 
 class Mamba2(nn.Module):
-    """u (B, L, D) -> (B, L, D)
-
-    z, x, B, C, dt = in(u); x, B, C pass the convolution; out(RMSNorm((SSD + D x) silu(z))).
-    """
+    """u (B, L, D) -> (B, L, D). z, x, B, C, dt = in(u); convolve x, B, C; out(RMSNorm((SSD + D x) silu(z)))"""
 
     def __init__(
         self,
@@ -229,10 +226,7 @@ class Mamba2(nn.Module):
 
 
 class Mamba1(nn.Module):
-    """u (B, L, D) -> (B, L, D)
-
-    x, z = in(u); x passes the convolution and names its dt, B, C; out((scan + D x) silu(z)).
-    """
+    """u (B, L, D) -> (B, L, D). x, z = in(u); convolve x, which names its dt, B, C; out((scan + D x) silu(z))"""
 
     def __init__(
         self,

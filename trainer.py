@@ -5,6 +5,7 @@ headline is its score) and `best_checkpoint.pt` (of the best evaluation). Ctrl-C
 and save; `--resume FOLDER` continues exactly where the checkpoint stands.
 """
 
+import importlib.util
 import json
 import logging
 import signal
@@ -33,6 +34,8 @@ class Run:
     def __init__(self, cfg, checkpoint: Path | None = None):
         """checkpoint: continue it, exactly, in its own folder; else begin in a new one."""
         module, system, _ = utils.system_of(cfg.agent)
+        if cfg.wandb and not importlib.util.find_spec("wandb"):
+            raise ValueError("--wandb needs the wandb package: pip install wandb")
         self.cfg, self.device = cfg, utils.pick_device(cfg.device)
         if cfg.threads:
             torch.set_num_threads(cfg.threads)
@@ -180,7 +183,6 @@ def train_offline(run: Run) -> int:
                 print(f"\n{name}: stopped after update {agent.updates:,}, saved.")
                 print(f"Go on with: python trainer.py --resume {run.folder}")
                 return 128 + told[0]
-    run.log.close()
     print(run.report())
     return 0
 
@@ -221,6 +223,8 @@ def main(argv: list[str] | None = None) -> int:
     except FloatingPointError as error:
         print(f"error: {error}. The last good checkpoint is {run.folder / 'last_checkpoint.pt'}", file=sys.stderr)
         return 1
+    finally:
+        run.log.close()
 
 
 if __name__ == "__main__":

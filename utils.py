@@ -154,9 +154,7 @@ def load(path: str | Path, device: torch.device | str = "cpu", **changes) -> tup
     part = read_checkpoint(path)
     module, system, _ = system_of(part["system"])
     cfg = replace(config_of(part, path), device=str(device), **changes)
-    agent = system(
-        cfg, module.Spec(**{k: tuple(v) if isinstance(v, list) else v for k, v in part["spec"].items()}), device
-    )
+    agent = system(cfg, module.Spec(**part["spec"]), device)
     agent.load_state_dict(part["agent"])
     for key, state in part["optimisers"].items():
         getattr(agent, key).load_state_dict(state)
@@ -190,8 +188,7 @@ def publish(path: Path, link: Path) -> None:
 
 
 class Log:
-    """One JSON object a line in `log.jsonl`, as it happens, and the same numbers to TensorBoard and W&B when they are
-    on.
+    """One JSON object a line in `log.jsonl`, as it happens, and the same numbers to TensorBoard and W&B if wanted.
 
     after: on a resume, the checkpoint's update; rows behind it belong to updates that will be made again, and go.
     """
@@ -209,10 +206,8 @@ class Log:
 
             self.writer = SummaryWriter(folder / "tensorboard", purge_step=None if after is None else after + 1)
         if wandb:
-            try:
-                import wandb as service
-            except ImportError as error:
-                raise ValueError("--wandb needs the wandb package: pip install wandb") from error
+            import wandb as service
+
             self.wandb = service.init(project="bamba", name=folder.name, id=folder.name, resume="allow", dir=folder)
 
     def __call__(self, update: int, row: dict) -> None:
@@ -267,11 +262,10 @@ def judge_of(agent: torch.nn.Module) -> torch.nn.Module:
 def evaluate(
     agent: torch.nn.Module, make_env: Callable, episodes: int, seed: int, frames: list | None = None
 ) -> Episodes:
-    """Play `episodes` episodes side by side, one environment each, episode i from seed + i; every one counts exactly
-    once.
+    """Play `episodes` episodes side by side, one environment each, episode i from seed + i; each counts exactly once.
 
-    Deterministic actions; one batched forward a step over the episodes that still run. frames: filled with the pictures
-    of the first episode.
+    Deterministic actions; one batched forward a step, over the episodes that still run.
+    frames: filled with the pictures of the first episode.
     """
     if episodes < 1:
         raise ValueError(f"{episodes} episodes cannot be averaged: take 1 or more")

@@ -26,7 +26,7 @@ TINY_FLAGS = [f"--{k}={v}" for k, v in {**TINY, "n_layers": 1, "threads": 1, "de
 def flags(hopper_file, out, **more) -> list[str]:
     given = {"dataset_file": hopper_file, "output_dir": out, "updates_per_epoch": 5, "num_epochs": 4, "eval_freq": 2}
     given |= {"save_freq": 1, "num_eval_episodes": 2} | more
-    return [*TINY_FLAGS, "--no_tensorboard", *(f"--{k}={v}" for k, v in given.items())]
+    return [*TINY_FLAGS, "--no_tensorboard", *(f"--{k}={v}" if v != "" else f"--{k}" for k, v in given.items())]
 
 
 def only_run(out):
@@ -225,6 +225,7 @@ def test_nan_stops_the_run_with_its_update_and_the_last_good_checkpoint(hopper_f
         ({"policy_freq": 0}, "policy_freq"),
         ({"dataset_file": "missing.hdf5"}, "missing.hdf5"),
         ({"env": "walker2d"}, "11 state and 3 action dims, walker2d has 17 and 6"),
+        ({"wandb": ""}, "pip install wandb"),
         ({"resume": "missing_folder"}, "no checkpoint at"),
     ],
 )
