@@ -37,6 +37,8 @@ def make_env(env: str, version: str = "v4", render_mode: str | None = None):
     if version == "v4":
         _compare_mujoco()
     options = {"include_cfrc_ext_in_observation": False} if (env, version) == ("ant", "v5") else {}
+    if render_mode:
+        options["camera_name"] = "track"  # the default camera stays behind
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*out of date.*", category=DeprecationWarning)
         return gymnasium.make(f"{IDS[env]}-{version}", render_mode=render_mode, **options)
