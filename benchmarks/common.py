@@ -54,8 +54,10 @@ def write(name: str, result: dict) -> Path:
     return path
 
 
-def median_seconds(fn: Callable, warmup: int, repeats: int, device: str = "cpu") -> float:
-    """Median wall time of fn(); on CUDA each call is waited for."""
+def median_seconds(
+    fn: Callable, warmup: int, repeats: int, device: str = "cpu", middle: Callable = statistics.median
+) -> float:
+    """Median (or another `middle`) wall time of fn(); on CUDA each call is waited for."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     times = []
     for i in range(warmup + repeats):
@@ -65,4 +67,4 @@ def median_seconds(fn: Callable, warmup: int, repeats: int, device: str = "cpu")
         wait()
         if i >= warmup:
             times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return middle(times)

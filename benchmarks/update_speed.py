@@ -4,11 +4,12 @@
 
 Peers, in the same agent: (a) the state-space layer as a loop over time, its definition; (b) the Mamba-2 block of
 `transformers` (PyTorch path), for each chunk size asked for. The limit: the matrix products of one update, counted,
-over the rate of a large matrix product, measured here. A figure is the median over updates of the mean of `policy_freq`
-updates.
+over the rate of a large matrix product, measured in turns with the updates. Figures are medians; an update is the mean
+of `policy_freq` updates, as the actor joins only one of them.
 """
 
 import argparse
+import statistics
 from dataclasses import replace
 
 import torch
@@ -21,6 +22,7 @@ from agent import Bamba, Spec
 from config import parse
 from memory import Window
 
+WARMUP = 4  # turns; in them things are compiled, allocated, captured
 SPEC = Spec(state=11, action=3, low=(-1.0,) * 3, high=(1.0,) * 3)  # hopper
 
 
@@ -32,13 +34,6 @@ def batch(cfg, device: str) -> Window:
     )
 
 
-def matmul_rate(dtype: torch.dtype, device: str) -> float:
-    """FLOP/s of a large square product."""
-    n = 2048 if device == "cpu" else 8192
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    return 2 * n**3 / median_seconds(lambda: a @ b, 3, 15, device)
-
-
 def matrix_flops(cfg) -> float:
     """FLOP of all matrix products in one update, averaged over a turn of the actor."""
     agent, data = Bamba(cfg, SPEC).train(), batch(cfg, "cpu")
@@ -48,14 +43,19 @@ def matrix_flops(cfg) -> float:
     return counter.get_total_flops() / cfg.policy_freq
 
 
-def seconds_per_update(cfg, device: str, repeats: int) -> float:
+def measure(cfg, device: str, repeats: int) -> tuple[float, float]:
+    """Seconds of an update, FLOP/s of a large square product: medians, taken in turns, as clocks sink under load."""
     agent, data = Bamba(cfg, SPEC, device).train(), batch(cfg, device)
-
-    def turn():
-        for _ in range(cfg.policy_freq):
-            agent.update(data)
-
-    return median_seconds(turn, 4, repeats, device) / cfg.policy_freq
+    n, dtype = (2048 if device == "cpu" else 8192), torch.bfloat16 if cfg.precision == "bf16" else torch.float32
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    updates, products = [], []
+    for i in range(WARMUP + repeats):
+        seconds = [median_seconds(lambda: agent.update(data), 0, cfg.policy_freq, device, statistics.mean)]
+        seconds += [median_seconds(lambda: a @ b, 0, 1, device)]
+        if i >= WARMUP:
+            updates.append(seconds[0])
+            products.append(seconds[1])
+    return statistics.median(updates), 2 * n**3 / statistics.median(products)
 
 
 class ByTransformers(torch.nn.Module):
@@ -108,14 +108,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
     device, rows, limits = args.device, [], {}
-    rates = {"fp32": matmul_rate(torch.float32, device), "bf16": matmul_rate(torch.bfloat16, device)}
 
     def row(preset: str, what: str, precision: str, cfg, repeats: int = args.repeats) -> None:
         torch._dynamo.reset()
-        seconds = seconds_per_update(replace(cfg, precision=precision), device, repeats)
-        limit = limits[preset] / rates[precision]
+        seconds, rate = measure(replace(cfg, precision=precision), device, repeats)
+        limit = limits[preset] / rate
         rows.append({"preset": preset, "what": what, "precision": precision, "ms": round(seconds * 1e3, 2)})
         rows[-1] |= {"updates_per_s": round(1 / seconds, 1), "limit_ms": round(limit * 1e3, 2)}
+        rows[-1]["matmul_gflops"] = round(rate / 1e9)
         rows[-1]["share_of_limit"] = round(limit / seconds, 3)
         print(
             "{preset:6} {precision} {what:32} {ms:>9} ms  {share_of_limit:>6.0%} of the limit".format(**rows[-1]),
@@ -150,7 +150,6 @@ def main() -> None:
         write(
             f"update_speed_{device}",
             {
-                "rates_gflops": {k: round(v / 1e9) for k, v in rates.items()},
                 "gflop_per_update": {k: round(v / 1e9, 3) for k, v in limits.items()},
                 "rows": rows,
                 "summary": summary,
