@@ -197,11 +197,11 @@ PRESETS = {
         **{
             "data": "local",
             "local_transitions": 200_000,
-            "num_epochs": 20,
-            "updates_per_epoch": 400,
+            "num_epochs": 10,
+            "updates_per_epoch": 500,
             "warmup_steps": 200,
         },
-        **{"batch_size": 128, "hidden_dim": 128, "eval_freq": 4, "save_freq": 4},
+        **{"batch_size": 128, "hidden_dim": 128, "eval_freq": 2, "save_freq": 2},
     },
 }
 
