@@ -161,8 +161,7 @@ class BambaConfig(Objective, Encoder, Machine, Judging, Training, Data, Run):
         check_ranges(self)
 
 
-# least and greatest sensible values; the sizes of the encoder are checked where it is built, with the nearest legal
-# ones
+# least and greatest sensible values; the encoder's sizes are checked where it is built, with the nearest legal ones
 AT_LEAST_1 = (
     "num_epochs",
     "updates_per_epoch",
@@ -189,20 +188,12 @@ def check_ranges(cfg) -> None:
 CONFIGS = {"bamba": BambaConfig}
 
 SMALL_ENCODER = {"d_model": 64, "d_state": 16, "headdim": 32, "n_layers": 2}
+QUICK = {"data": "local", "local_transitions": 200_000, "num_epochs": 10, "updates_per_epoch": 500, "warmup_steps": 200}
+QUICK |= {"batch_size": 128, "hidden_dim": 128, "eval_freq": 2, "save_freq": 2}
 PRESETS = {
     "none": {},
     "small": {**SMALL_ENCODER, "num_epochs": 100, "save_freq": 10},
-    "quick": {
-        **SMALL_ENCODER,
-        **{
-            "data": "local",
-            "local_transitions": 200_000,
-            "num_epochs": 10,
-            "updates_per_epoch": 500,
-            "warmup_steps": 200,
-        },
-        **{"batch_size": 128, "hidden_dim": 128, "eval_freq": 2, "save_freq": 2},
-    },
+    "quick": {**SMALL_ENCODER, **QUICK},
 }
 
 
