@@ -132,7 +132,7 @@ def main() -> None:
                 row(preset, "CUDA graph", precision, replace(cfg, cuda_graphs=True))
                 row(preset, "compiled, CUDA graph", precision, replace(cfg, compile=True, cuda_graphs=True))
             with patched(mamba, **{"ssd_dual": lambda *a: mamba.ssd_recurrent(*a)}):
-                row(preset, "(a) loop over time, eager", precision, cfg)
+                row(preset, "(a) loop over time, eager", precision, cfg, repeats=3)
             for chunk in args.chunk_sizes if preset == "none" else ():
                 with patched(model, MIXERS={"mamba2": lambda c, chunk=chunk: ByTransformers(c, chunk)}):
                     row(preset, f"(b) transformers, chunk {chunk}", precision, cfg, repeats=3)
