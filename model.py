@@ -117,10 +117,8 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(MIXERS[mixer](cfg), cfg.d_model) for _ in range(cfg.n_layers))
         self.drop_p = cfg.drop_p
         if cfg.compile:  # one block's code serves all of them: seconds to compile, whatever n_layers is
-            # said aloud, because the compiler's cache would else hand code made for one thread to a run with many
-            options = {"cpp.threads": torch.get_num_threads()}
             for block in self.blocks:
-                block.compile(dynamic=False, options=options)
+                block.compile(dynamic=False)
         self.norm = nn.LayerNorm(cfg.d_model)
         self.out = nn.Linear(cfg.d_model, cfg.d_model)
         self.pool = AttentionPool(cfg.d_model)
