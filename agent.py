@@ -49,8 +49,10 @@ class World(NamedTuple):
 
     make: Callable  # make(render_mode=None) -> a fresh gymnasium environment
     spec: Spec
-    score: Callable[[float], float]  # return -> D4RL's normalised score
+    score: Callable[[float], float] | None  # return -> score; None: no reference returns, so returns are all there is
     fps: int  # steps in a second of its time, for videos
+    name: str  # for people, e.g. "hopper v4"
+    scale: str  # of the score: "D4RL's scale", "Minari's scale × 100", or "" without one
 
 
 def bc_q_loss(pi: Tensor, action: Tensor, q: Tensor, alpha: float) -> tuple[Tensor, dict]:
@@ -176,7 +178,7 @@ class Bamba(nn.Module):
         if dims != own:
             raise ValueError(
                 f"the data have {dims[0]} state and {dims[1]} action dims, {self.cfg.env} has {own[0]} and {own[1]}: "
-                "--env and the data must be of the same body"
+                "--env must name the environment that recorded the data (a body, or one of Gymnasium's ids)"
             )
         self.normal.fit(data.states)
 
@@ -193,25 +195,14 @@ class Bamba(nn.Module):
 
 def data(cfg: BambaConfig, device: torch.device | str, seed: int) -> tuple[Windows, d4rl_utils.Identity]:
     """The sampler on the training device, and what the data are."""
-    if cfg.dataset_file:
-        transitions, identity = d4rl_utils.read_hdf5(cfg.dataset_file)
-    else:
-        transitions, identity = d4rl_utils.open_dataset(
-            cfg.env, cfg.dataset_type, cfg.data, cfg.dataset_dir, cfg.local_transitions
-        )
+    transitions, identity = d4rl_utils.open_data(cfg)
     return Windows(transitions, cfg.context_length, device, seed), identity
 
 
 def world(cfg: BambaConfig) -> World:
-    """The body that the data were recorded on."""
-    env = d4rl_utils.make_env(cfg.env, cfg.env_version)
-    low, high = env.action_space.low.tolist(), env.action_space.high.tolist()
-    fps = round(1 / env.unwrapped.dt)
-    spec = Spec(env.observation_space.shape[0], env.action_space.shape[0], tuple(low), tuple(high))
+    """The environment that the data were recorded in."""
+    stage = d4rl_utils.open_environment(cfg)
+    env = stage.make()
+    spec, fps = Spec(*d4rl_utils.boxes_of(env)), d4rl_utils.frames_per_second(env)
     env.close()
-    return World(
-        lambda render_mode=None: d4rl_utils.make_env(cfg.env, cfg.env_version, render_mode),
-        spec,
-        lambda value: d4rl_utils.d4rl_score(cfg.env, value),
-        fps,
-    )
+    return World(stage.make, spec, stage.score, fps, stage.name, stage.scale)

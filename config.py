@@ -36,17 +36,17 @@ class Data:
     """what to learn from"""
 
     env: str = "hopper"
-    """body: hopper, walker2d, halfcheetah or ant"""
+    """body: hopper, walker2d, halfcheetah or ant; with a file as --dataset also Gymnasium's ids, such as Pendulum-v1"""
     dataset_type: Literal["random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"] = "medium"
     """who collected the data"""
     data: Literal["auto", "d4rl", "local"] = "auto"
     """d4rl: D4RL's own file, downloaded if missing; local: rolled out here; auto: local only if D4RL's cannot be had"""
     dataset_dir: str = "./datasets"
     """where dataset files lie"""
-    dataset_file: str = ""
-    """train on this HDF5 file in D4RL's layout instead; env still names the body it is judged on"""
-    local_transitions: int = 1_000_000
-    """how many transitions a local dataset holds"""
+    dataset: str = ""
+    """instead of the above: hopper-medium-v2; minari:mujoco/hopper/medium-v0; or a .hdf5 file in D4RL's layout"""
+    local_transitions: int = 0
+    """how many transitions a local dataset holds; 0: 1M, and for medium-replay as many as D4RL's (202k to 402k)"""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Judging:
     eval_seed: int = 1_000_000
     """seed of the first evaluation episode, the next ones count on from it"""
     env_version: str = "v4"
-    """version of Gymnasium's body; v4 moves as D4RL's did"""
+    """version of D4RL's bodies in Gymnasium; v4 moves as D4RL's did"""
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,19 @@ AT_LEAST_1 = (
     "policy_freq",
     "hidden_dim",
     "num_eval_episodes",
-    "local_transitions",
 )
-AT_LEAST_0 = ("warmup_steps", "weight_decay", "grad_clip", "eval_freq", "save_freq", "threads", "alpha", "gamma", "tau")
+AT_LEAST_0 = (
+    "local_transitions",
+    "warmup_steps",
+    "weight_decay",
+    "grad_clip",
+    "eval_freq",
+    "save_freq",
+    "threads",
+    "alpha",
+    "gamma",
+    "tau",
+)
 AT_LEAST_0 += ("action_noise", "action_noise_clip", "beta_s", "beta_r", "learning_rate", "seed", "eval_seed")
 RANGES = dict.fromkeys(AT_LEAST_1, (1, None)) | dict.fromkeys(AT_LEAST_0, (0, None)) | {"gamma": (0, 1), "tau": (0, 1)}
 

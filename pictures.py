@@ -18,9 +18,12 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
     figure.suptitle(title, fontsize=12)
     score_axis, loss_axis, q_axis, actor_axis = figure.subplots(2, 2).flat
 
-    updates, scores = series("eval/score")
+    key, spread_key = "eval/score", "eval/score_std"
+    if head.get("score_name") == "return":  # an environment without reference returns
+        key, spread_key = "eval/return_mean", "eval/return_std"
+    updates, scores = series(key)
     if updates:
-        spread = np.array(series("eval/score_std")[1])
+        spread = np.array(series(spread_key)[1])
         score_axis.plot(updates, scores, "o-", ms=3, color="C0", label=f"last {scores[-1]:.1f}, best {max(scores):.1f}")
         score_axis.fill_between(
             updates, np.subtract(scores, spread), np.add(scores, spread), color="C0", alpha=0.15, lw=0
@@ -30,7 +33,7 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
         score_axis.axhline(head["behaviour_score"], color="0.4", ls="--", lw=1, label=text)
     if score_axis.get_legend_handles_labels()[1]:
         score_axis.legend(frameon=False)
-    score_axis.set_title("D4RL score, mean ± std over episodes")
+    score_axis.set_title(f"{head.get('score_name', 'score')}, mean ± std over episodes")
 
     for axis, name, keys, log in (
         (

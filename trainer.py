@@ -8,6 +8,7 @@ and save; `--resume FOLDER` continues exactly where the checkpoint stands.
 import importlib.util
 import json
 import logging
+import re
 import signal
 import sys
 from contextlib import contextmanager
@@ -47,8 +48,11 @@ class Run:
             None if checkpoint else system(cfg, self.world.spec, self.device)
         )  # its words about bad sizes come first
         self.sampler, self.identity = module.data(cfg, self.device, seeds["data"])
-        self.behaviour_score = self.world.score(self.identity.return_mean)
-        self.meter, self.scores = Meter(), []  # scores: (update, score) of every evaluation
+        # what evaluations are called: a score, by the data's source, or "return" where there is no reference
+        self.headline = utils.headline_name(self.world, self.identity.source)
+        mean = self.identity.return_mean
+        self.behaviour_score = self.world.score(mean) if self.world.score else mean
+        self.meter, self.scores = Meter(), []  # scores: (update, score or mean return) of every evaluation
         if checkpoint:
             self.awake(checkpoint)
         else:
@@ -58,13 +62,14 @@ class Run:
     def begin(self) -> None:
         """A folder whose log opens with what the run is."""
         cfg = self.cfg
-        name = f"{cfg.env}-{cfg.dataset_type}-{cfg.agent}-s{cfg.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+        data = re.sub(r"[^\w.-]", "-", self.identity.name)  # a Minari name has slashes
+        name = f"{data}-{cfg.agent}-s{cfg.seed}-{datetime.now():%Y%m%d-%H%M%S}"
         self.agent.prepare(self.sampler)
         self.folder = utils.new_folder(Path(cfg.output_dir) / name)
         head = {"config": asdict(cfg), "data": asdict(self.identity), "versions": utils.versions()}
         (self.folder / "config.json").write_text(json.dumps(head, indent=1) + "\n")
         self.log = utils.Log(self.folder, cfg.tensorboard, cfg.wandb)
-        self.log(0, {**head, "behaviour_score": self.behaviour_score})
+        self.log(0, {**head, "score_name": self.headline, "behaviour_score": self.behaviour_score})
 
     def awake(self, checkpoint: Path) -> None:
         """The agent, the data order, the noise, the half-filled means and the log, as they were."""
@@ -109,22 +114,23 @@ class Run:
             utils.evaluate(self.agent, self.world.make, cfg.num_eval_episodes, cfg.eval_seed), self.world.score
         )
         self.log(update, row)
-        best = not self.scores or row["eval/score"] > max(s for _, s in self.scores)
-        self.scores.append((update, row["eval/score"]))
+        score = utils.headline(row)
+        best = not self.scores or score > max(s for _, s in self.scores)
+        self.scores.append((update, score))
         if best:
             self.save("best_checkpoint.pt")
         title = f"{cfg.agent} on {self.identity.name}, seed {cfg.seed}, {update:,} updates"
         with utils.replacing(self.folder / "training_curves.png") as picture:
             pictures.draw_curves(utils.read_log(self.folder / "log.jsonl"), title, picture)
-        return row["eval/score"]
+        return score
 
     def report(self) -> str:
         """The run's last word."""
-        data, folder = self.identity, self.folder
-        lines = [f"data        {data.name}, {data.transitions:,} transitions, mean score {self.behaviour_score:.1f}"]
+        data, folder, name = self.identity, self.folder, self.headline
+        lines = [f"data        {data.name}, {data.transitions:,} transitions, mean {name} {self.behaviour_score:.1f}"]
         if self.scores:
             (at, last), (best_at, best) = self.scores[-1], max(self.scores, key=lambda x: x[1])
-            lines.append(f"score       {last:.1f}  last, update {at:,}, {self.cfg.num_eval_episodes} episodes")
+            lines.append(f"{name:<12}{last:.1f}  last, update {at:,}, {self.cfg.num_eval_episodes} episodes")
             lines.append(
                 f"best        {best:.1f}  of {len(self.scores)} evaluations, update {best_at:,}; picked, so flattering"
             )
@@ -154,7 +160,7 @@ def train_offline(run: Run) -> int:
     """Update until the epochs are done. Returns the exit status: 0, or 128 + the signal that stopped it."""
     cfg, agent, size = run.cfg, run.agent, run.cfg.updates_per_epoch
     total = cfg.num_epochs * size
-    note = {"score": f"{run.scores[-1][1]:.1f}"} if run.scores else {}
+    note = {run.headline: f"{run.scores[-1][1]:.1f}"} if run.scores else {}
     with (
         until_told() as told,
         tqdm(total=total, initial=agent.updates, unit="update", smoothing=0.05, mininterval=0.5) as bar,
@@ -171,7 +177,7 @@ def train_offline(run: Run) -> int:
                 note |= {k.removeprefix("loss/"): f"{v:.3g}" for k, v in means.items() if k.startswith("loss/")}
                 evaluating = cfg.eval_freq and (epoch % cfg.eval_freq == 0 or last)
                 if evaluating:
-                    note["score"] = f"{run.evaluate():.1f}"
+                    note[run.headline] = f"{run.evaluate():.1f}"
                 if evaluating or last or (cfg.save_freq and epoch % cfg.save_freq == 0):
                     run.save()
                 bar.set_postfix(note, refresh=False)

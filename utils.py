@@ -31,6 +31,7 @@ from torch.utils import _pytree as pytree
 
 import pictures
 from config import CONFIGS
+from d4rl_utils import SCORE_NAMES
 
 FORMAT = 1  # of checkpoints; raise it when old ones cannot be woken any more
 SYSTEMS = {"bamba": ("agent", "Bamba")}  # name -> module and class; config.CONFIGS has the config class
@@ -296,12 +297,16 @@ def evaluate(
     return Episodes(returns, lengths)
 
 
-def summary(result: Episodes, score: Callable[[float], float]) -> dict[str, float]:
-    """What is reported of an evaluation. D4RL's score is linear, so the score of the mean is the mean of the scores."""
+def summary(result: Episodes, score: Callable[[float], float] | None) -> dict[str, float]:
+    """What is reported of an evaluation; without `score` returns alone.
+
+    Scores are linear, so the score of the mean is the mean of the scores.
+    """
     r = result.returns
-    return {
-        "eval/score": score(float(r.mean())),
-        "eval/score_std": float(np.std([score(x) for x in r])),
+    scores = (
+        {"eval/score": score(float(r.mean())), "eval/score_std": float(np.std([score(x) for x in r]))} if score else {}
+    )
+    return scores | {
         "eval/return_mean": float(r.mean()),
         "eval/return_std": float(r.std()),
         "eval/return_min": float(r.min()),
@@ -309,6 +314,16 @@ def summary(result: Episodes, score: Callable[[float], float]) -> dict[str, floa
         "eval/length_mean": float(result.lengths.mean()),
         "eval/episodes": len(r),
     }
+
+
+def headline(row: dict[str, float]) -> float:
+    """The one number of an evaluation's row: its score, or the mean return where there is no reference."""
+    return row.get("eval/score", row["eval/return_mean"])
+
+
+def headline_name(world, source: str) -> str:
+    """What that number is called after learning from data of this source: only D4RL's own give a "D4RL score"."""
+    return SCORE_NAMES[source] if world.score else "return"
 
 
 # -- the verb ------------------------------------------------------------------------------------
@@ -321,7 +336,7 @@ class Judge:
     checkpoint: str
     """a .pt file that trainer.py wrote, or a run folder (its last checkpoint)"""
     env: str = ""
-    """a dataset name such as hopper-medium-v2, to make sure: the checkpoint knows its environment"""
+    """a dataset name such as hopper-medium-v2, or a body, to make sure: the checkpoint knows its environment"""
     episodes: Annotated[int, tyro.conf.arg(aliases=["--num_eval_episodes"])] = 10
     """how many, all at once"""
     seed: int = 2_000_000
@@ -336,12 +351,19 @@ class Judge:
     """auto, cpu, cuda, mps"""
 
 
-def check_env(wanted: str, cfg) -> None:
-    """`wanted` (hopper, hopper-medium, hopper-medium-v2 or -local) must be what the checkpoint was trained for."""
-    name = f"{cfg.env}-{cfg.dataset_type}"
-    if wanted and wanted not in (cfg.env, name, f"{name}-v2", f"{name}-local"):
+def check_env(wanted: str, cfg, data: dict) -> None:
+    """`wanted` must be what the checkpoint was trained for.
+
+    That is its data's name or environment; with D4RL's names also hopper, hopper-medium, hopper-medium-v2 and -local.
+    """
+    own = {data["name"]} | (set() if data["source"] == "minari" else {cfg.env})
+    if data["source"] in ("d4rl", "local"):
+        base = data["name"].removesuffix("-v2").removesuffix("-local")
+        own |= {base, f"{base}-v2", f"{base}-local", base.partition("-")[0]}
+    if wanted and wanted not in own:
         raise ValueError(
-            f"this checkpoint was trained on {name}, not on {wanted}: leave --env away, or give its own checkpoint"
+            f"this checkpoint was trained on {data['name']}, not on {wanted}: "
+            "leave --env away, or give its own checkpoint"
         )
 
 
@@ -352,18 +374,20 @@ def judge(options: Judge) -> dict:
         changes["env_version"] = options.env_version
     agent, part = load(options.checkpoint, pick_device(options.device), **changes)
     cfg, data = agent.cfg, part["run"]["data"]
-    check_env(options.env, cfg)
+    check_env(options.env, cfg, data)
     if options.video:
         pictures.headless_rendering()
     world = system_of(cfg.agent)[0].world(cfg)
     if world.spec != agent.spec:
-        raise ValueError(f"the agent was made for {agent.spec}, but {cfg.env} {cfg.env_version} has {world.spec}")
+        raise ValueError(f"the agent was made for {agent.spec}, but {world.name} has {world.spec}")
+    if options.env_version and options.env_version not in world.name:
+        raise ValueError(f"--env_version {options.env_version} is for D4RL's bodies: this agent lives in {world.name}")
     frames = [] if options.video else None
     start = time.time()
     result = evaluate(agent, world.make, options.episodes, options.seed, frames)
     seconds = time.time() - start
     row = summary(result, world.score)
-    body = f"{cfg.env} {cfg.env_version}"
+    name = headline_name(world, data["source"])
     using = ", ".join(f"{k} {v}" for k, v in versions().items())
     low, high = row["eval/return_min"], row["eval/return_max"]
     print(f"agent   {cfg.agent}, {part['updates']:,} updates")
@@ -372,10 +396,11 @@ def judge(options: Judge) -> dict:
     )
     print(f"return  {row['eval/return_mean']:.1f} ± {row['eval/return_std']:.1f}, from {low:.1f} to {high:.1f}")
     print(f"length  {row['eval/length_mean']:.1f}, from {result.lengths.min()} to {result.lengths.max()}")
-    print(
-        f"score   {row['eval/score']:.2f} ± {row['eval/score_std']:.2f}, D4RL's scale, trained on {data['source']} data"
-    )
-    print(f"judged  in {body}, {options.episodes} episodes from seed {options.seed}, {seconds:.1f} s; {using}")
+    if world.score:
+        print(f"score   {row['eval/score']:.2f} ± {row['eval/score_std']:.2f}, {name}, on {world.scale}")
+    else:
+        print(f"score   none: there are no reference returns for {world.name}")
+    print(f"judged  in {world.name}, {options.episodes} episodes from seed {options.seed}, {seconds:.1f} s; {using}")
     if options.video:
         with replacing(Path(options.video)) as file:
             pictures.write_video(file, frames, world.fps)
@@ -389,7 +414,9 @@ def judge(options: Judge) -> dict:
             "seed": options.seed,
         }
         record |= {
-            "env": body,
+            "env": world.name,
+            "score_name": name,
+            "scale": world.scale,
             "versions": versions(),
             **row,
             "returns": result.returns.tolist(),
@@ -405,7 +432,7 @@ def errors_as_sentences() -> Iterator[None]:
     """A user's mistake ends the program with its sentence and exit code 2, not with a traceback."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 

@@ -109,7 +109,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     common = [
         *experiment.common,
-        "--dataset_file",
+        "--dataset",
         str(Path(args.file).resolve()),
         "--threads",
         "1",

@@ -1,18 +1,26 @@
-"""D4RL: names, scores, downloads, files -> transitions, environments, and local data where no download is to be had."""
+"""D4RL: names, scores, downloads, files -> transitions, environments, and local data where no download is to be had.
 
-from d4rl_utils.datasets import open_dataset
-from d4rl_utils.environment import make_env
-from d4rl_utils.names import BODIES, DATASET_TYPES, d4rl_score
+Minari's data and files of one's own come through the same doors: `open_data` and `open_environment`.
+"""
+
+from d4rl_utils.datasets import open_data, open_dataset
+from d4rl_utils.environment import boxes_of, frames_per_second, make_env, open_environment
+from d4rl_utils.names import BODIES, DATASET_TYPES, SCORE_NAMES, d4rl_score
 from d4rl_utils.reader import Dataset, Identity, Transitions, read_hdf5
 
 __all__ = [
     "BODIES",
     "DATASET_TYPES",
+    "SCORE_NAMES",
     "Dataset",
     "Identity",
     "Transitions",
+    "boxes_of",
     "d4rl_score",
+    "frames_per_second",
     "make_env",
+    "open_data",
     "open_dataset",
+    "open_environment",
     "read_hdf5",
 ]

@@ -5,12 +5,11 @@ import logging
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from d4rl_utils.download import DownloadError, download
-from d4rl_utils.local import local_levels, make_local
-from d4rl_utils.names import DIMS, REGISTRY, check_name, d4rl_score, split_name
-from d4rl_utils.reader import episode_returns, read_hdf5
+from d4rl_utils.info import describe, plot
+from d4rl_utils.local import RECIPES, LocalDataError, local_levels, make_local
+from d4rl_utils.names import BODIES, REGISTRY, check_name, split_name
+from d4rl_utils.reader import read_hdf5
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,12 +25,15 @@ def parser() -> argparse.ArgumentParser:
     get = verbs.add_parser("get", **common, help="download D4RL's file")
     get.add_argument("name", help="e.g. hopper-medium-v2")
     make = verbs.add_parser("make", **common, help="roll out local data in D4RL's layout")
-    make.add_argument("name", help="e.g. hopper-medium")
-    make.add_argument("--transitions", type=int, default=1_000_000, help="how many (default: %(default)s)")
+    make.add_argument("name", help="e.g. hopper-medium; all: everything that can be made")
+    make.add_argument(
+        "--transitions", type=int, default=0, help="how many (default: as many as D4RL's; medium-expert 1M)"
+    )
     make.add_argument("--seed", type=int, default=0, help="of the rollouts (default: %(default)s)")
     make.add_argument("--workers", type=int, help="processes (default: one a core); the file does not depend on it")
-    info = verbs.add_parser("info", **common, help="what is in a file")
-    info.add_argument("file", type=Path, help="a path, or a file's name in --dataset_dir")
+    info = verbs.add_parser("info", **common, help="what is in a data set")
+    info.add_argument("file", help="a path, a file's name in --dataset_dir, or minari:NAME")
+    info.add_argument("--plot", type=Path, metavar="OUT.png", help="draw its returns and lengths")
     return top
 
 
@@ -47,26 +49,38 @@ def table(dataset_dir: Path) -> str:
     return "\n".join(rows)
 
 
-def describe(path: Path) -> str:
-    """What a file holds, and whose it is."""
-    t, identity = read_hdf5(path)
-    returns, lengths = episode_returns(t), np.diff(np.flatnonzero(np.concatenate(([True], t.ends))))
-    dims = t.states.shape[1], t.actions.shape[1]
-    whose = {"d4rl": "D4RL's own file", "local": "LOCAL data, not D4RL's file", "custom": "not D4RL's file"}[
-        identity.source
-    ]
-    body = identity.name.partition("-")[0]
-    lines = [
-        f"{path}: {identity.name}, {whose}",
-        f"sha256       {identity.sha256}",
-        f"transitions  {identity.transitions}, of which {int(t.terminals.sum())} terminal",
-        f"episodes     {identity.episodes}, {lengths.min()} to {lengths.max()} steps long, mean {lengths.mean():.1f}",
-        f"dims         {dims[0]} state, {dims[1]} action",
-        f"return       {returns.mean():.1f} ± {returns.std():.1f}, from {returns.min():.1f} to {returns.max():.1f}",
-    ]
-    if DIMS.get(body) == dims:
-        lines.append(f"D4RL score   {d4rl_score(body, returns.mean()):.1f} of the behaviour")
-    return "\n".join(lines)
+def make_all(transitions: int, seed: int, workers: int | None, dataset_dir: Path) -> int:
+    """Make everything that can be made; returns how many could not.
+
+    What is wrong with one name (no policies, a file in the way) is told at the end and does not keep the others from
+    being made. What is wrong for all of them (a full disk, a dying worker) ends it at once.
+    """
+    wrong = []
+    for env in BODIES:
+        for kind in RECIPES:
+            try:
+                make_local(env, kind, transitions, seed, workers, dataset_dir)
+            except LocalDataError as error:
+                wrong.append(f"{env}-{kind}: {error}")
+    print(f"{len(BODIES) * len(RECIPES) - len(wrong)} are in {dataset_dir}, {len(wrong)} could not be made")
+    for line in wrong:
+        print(line.partition(" Local data exist")[0], file=sys.stderr)
+    return len(wrong)
+
+
+def show(file: str, dataset_dir: Path, picture: Path | None) -> None:
+    """Print what a data set holds; draw it too, if wanted."""
+    if file.startswith("minari:"):
+        from d4rl_utils.minari_data import read_minari
+
+        dataset = read_minari(file.removeprefix("minari:"))
+    else:
+        file = file if Path(file).exists() else dataset_dir / file
+        dataset = read_hdf5(file)
+    print(describe(file, dataset))
+    if picture:
+        plot(dataset, picture)
+        print(f"\npicture      {picture}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,10 +92,12 @@ def main(argv: list[str] | None = None) -> int:
             print(table(args.dataset_dir))
         elif args.verb == "get":
             print(download(f"{check_name(*split_name(args.name))}-v2", args.dataset_dir))
+        elif args.verb == "make" and args.name == "all":
+            return 1 if make_all(args.transitions, args.seed, args.workers, args.dataset_dir) else 0
         elif args.verb == "make":
             make_local(*split_name(args.name), args.transitions, args.seed, args.workers, args.dataset_dir)
         else:
-            print(describe(args.file if args.file.exists() else args.dataset_dir / args.file))
+            show(args.file, args.dataset_dir, args.plot)
     except (DownloadError, ImportError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

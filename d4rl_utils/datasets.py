@@ -1,17 +1,40 @@
-"""A name -> its data: D4RL's file if it is here or can be had, else local data, and never one in the other's place."""
+"""Settings -> their data: D4RL's file if it is here or can be had, else local data, and never one in the other's place;
+or Minari's data, or a file of one's own."""
 
 import logging
 import sys
 from pathlib import Path
 
 from d4rl_utils.download import DownloadError, download
+from d4rl_utils.environment import time_limit
 from d4rl_utils.local import local_file, local_levels, local_names, make_local
-from d4rl_utils.names import DIMS, REGISTRY, check_name
+from d4rl_utils.names import BODIES, DIMS, REGISTRY, check_name, split_name, usual_transitions
 from d4rl_utils.reader import Dataset, read_hdf5
+from d4rl_utils.wanted import SOURCES, wanted
 
 log = logging.getLogger(__name__)
 
-SOURCES = ("auto", "d4rl", "local")
+
+def open_data(cfg) -> Dataset:
+    """The data that the settings `cfg` ask for (`wanted`), with their identity.
+
+    Raises what `open_dataset`, `read_hdf5` and `minari_data.read_minari` raise, and ValueError for a file that is known
+    to be of another body.
+    """
+    want = wanted(cfg)
+    if want.kind == "minari":
+        from d4rl_utils.minari_data import read_minari
+
+        return read_minari(want.place)
+    if want.kind == "d4rl":
+        return open_dataset(want.env, want.dataset_type, want.data, cfg.dataset_dir, cfg.local_transitions)
+    dataset = read_hdf5(want.place, time_limit(want.env))
+    if dataset.identity.source in ("d4rl", "local") and want.env in BODIES:
+        # walker2d and halfcheetah have the same dims, so nothing else would notice
+        body, _ = split_name(dataset.identity.name)
+        if body != want.env:
+            raise ValueError(f"{want.place} is {dataset.identity.name}: judge it with --env {body}, not {want.env}.")
+    return dataset
 
 
 def open_dataset(
@@ -19,12 +42,13 @@ def open_dataset(
     dataset_type: str,
     data: str = "auto",
     dataset_dir: str | Path = "./datasets",
-    local_transitions: int = 1_000_000,
+    local_transitions: int = 0,
 ) -> Dataset:
     """The data set of a body (hopper, walker2d, halfcheetah, ant) and a type (random, medium, ...), with its identity.
 
     data: `d4rl` takes D4RL's file, downloading it if need be; `local` takes data rolled out on this machine, making
     them if need be; `auto` is `d4rl`, and `local` with a notice on stderr where D4RL's file cannot be had.
+    local_transitions: how many local data have; 0: `usual_transitions`.
     Raises ValueError (unknown name; a file that is not what its name says; LocalDataError for local data that cannot be
     made), DownloadError, OSError (disk full).
     """
@@ -71,6 +95,7 @@ def _d4rl(name: str, dataset_dir: Path) -> Dataset:
 
 
 def _local(env: str, dataset_type: str, dataset_dir: Path, transitions: int) -> Dataset:
+    transitions = transitions or usual_transitions(env, dataset_type)
     path = dataset_dir / local_file(env, dataset_type, transitions)
     if not path.exists():
         make_local(env, dataset_type, transitions, dataset_dir=dataset_dir)

@@ -2,7 +2,8 @@
 
 `random` acts with tanh of standard normal noise, which is what an untrained tanh-Gaussian actor does. The other levels
 come from behaviour policies that the project ships in `policies/`; a type is available when the policies of its levels
-are.
+are. D4RL's `medium-replay` is all that a training saw up to its medium policy; here it is rolled from the ladder, the
+policies of one training at equal distances up to medium, in that order.
 
 A file is made of shards of at most 62,500 transitions, each rolled from its own child of the seed, so its content does
 not depend on how many processes worked on it. A shard keeps its episodes in the order in which they were *started*, as
@@ -30,10 +31,17 @@ from d4rl_utils.behaviour import MANIFEST, Policy
 from d4rl_utils.environment import IDS, MAX_EPISODE_STEPS
 from d4rl_utils.files import alone, sha256_of
 from d4rl_utils.lanes import Lanes
-from d4rl_utils.names import BODIES, DIMS, check_name
+from d4rl_utils.names import BODIES, DIMS, check_name, usual_transitions
 
-# a dataset type -> the levels it consists of, in equal parts. A level is `random` or a policy `<env>-<level>.npz`.
-RECIPES = {"random": ("random",), "medium": ("medium",), "medium-expert": ("medium", "expert"), "expert": ("expert",)}
+# a dataset type -> the levels it consists of, in equal parts. A level is `random`, a policy `<env>-<level>.npz`, or
+# `ladder`, which stands for all the policies of the ladder.
+RECIPES = {
+    "random": ("random",),
+    "medium": ("medium",),
+    "medium-replay": ("ladder",),
+    "medium-expert": ("medium", "expert"),
+    "expert": ("expert",),
+}
 
 SHARD = 62_500  # transitions
 LANES = 16  # environments that one process steps side by side, for one call of the policy a tick
@@ -66,10 +74,19 @@ def local_file(env: str, dataset_type: str, transitions: int) -> str:
 
 
 def local_levels(env: str, dataset_type: str) -> tuple[str, ...]:
-    """The levels that make up this type, or () if it cannot be made here."""
+    """The levels that make up this type, the ladder spelt out, or () if it cannot be made here."""
     shipped = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
     levels = RECIPES.get(dataset_type, ())
+    if levels == ("ladder",):
+        levels = ladder(env)
     return levels if all(level == "random" or f"{env}-{level}" in shipped for level in levels) else ()
+
+
+def ladder(env: str) -> tuple[str, ...]:
+    """The levels on the way to medium, in the order in which the training passed them; () if none are shipped."""
+    shipped = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
+    rungs = [name.removeprefix(f"{env}-") for name in shipped if name.startswith(f"{env}-rung")]
+    return (*sorted(rungs), "medium") if rungs else ()
 
 
 def local_names() -> list[str]:
@@ -80,26 +97,30 @@ def local_names() -> list[str]:
 def make_local(
     env: str,
     dataset_type: str,
-    transitions: int = 1_000_000,
+    transitions: int = 0,
     seed: int = 0,
     workers: int | None = None,
     dataset_dir: str | Path = "./datasets",
 ) -> Made:
     """Roll out `transitions` of a body and a type into `dataset_dir`, with `workers` processes (default: one a core).
 
+    transitions: 0 means `usual_transitions`, 1M or, for medium-replay, as many as D4RL's.
     A file that was made with the same seed and policies is left as it is. The workers are spawned: a script that calls
-    this needs `if __name__ == "__main__":`. Raises LocalDataError for what cannot be made, OSError if the disk is too
-    small.
+    this needs `if __name__ == "__main__":`. Raises LocalDataError for what cannot be made or is in the way, OSError if
+    the disk is too small, ChildProcessError (an OSError too) if a worker dies.
     """
     name = check_name(env, dataset_type)
+    transitions = transitions or usual_transitions(env, dataset_type)
     levels = local_levels(env, dataset_type)
     if not levels:
         raise LocalDataError(
             f"no behaviour policy for {name} is shipped, so it cannot be made on this machine. "
             f"Local data exist for: {', '.join(local_names())}. The real {name}-v2: python -m d4rl_utils get {name}"
         )
-    if transitions < len(levels) or (workers is not None and workers < 1):
-        raise LocalDataError(f"cannot make {transitions} transitions with {workers} workers; both must be at least 1.")
+    if transitions < len(levels):
+        raise LocalDataError(f"{name} of {transitions} transitions makes no sense: take at least {len(levels)}.")
+    if workers is not None and workers < 1:
+        raise LocalDataError(f"nothing can be rolled by {workers} workers: take at least 1.")
     policies = [None if level == "random" else MANIFEST.with_name(f"{env}-{level}.npz") for level in levels]
     attributes = {
         "name": f"{name}-local",
@@ -123,13 +144,17 @@ def make_local(
 def _check_same(target: Path, attributes: dict) -> None:
     import h5py
 
-    with h5py.File(target, "r") as file:
-        for key in ("name", "seed", "policies"):
-            if file.attrs.get(key) != attributes[key]:
-                raise LocalDataError(
-                    f"{target} is there already, with {key} {file.attrs.get(key)} instead of {attributes[key]}. "
-                    "Remove it, or choose another number of transitions or another --dataset_dir."
-                )
+    advice = "Remove it, or choose another number of transitions or another --dataset_dir."
+    try:
+        with h5py.File(target, "r") as file:
+            theirs = dict(file.attrs)
+    except OSError as error:
+        raise LocalDataError(f"{target} is there already and is no HDF5 file ({error}). {advice}") from error
+    for key in ("name", "seed", "policies"):
+        if theirs.get(key) != attributes[key]:
+            raise LocalDataError(
+                f"{target} is there already, with {key} {theirs.get(key)} instead of {attributes[key]}. {advice}"
+            )
 
 
 def _shards(env: str, policies: list[Path | None], transitions: int, seed: int) -> list[Shard]:
@@ -158,15 +183,20 @@ def _make(target: Path, attributes: dict, shards: list[Shard], workers: int | No
     workers = min(workers or _cores(), len(shards))
     part, began, rewards = target.with_name(target.name + ".part"), time.perf_counter(), 0.0
     try:
-        with h5py.File(part, "w") as file, tqdm(total=n, desc=attributes["name"], unit_scale=True, disable=None) as bar:
+        with _said_plainly(part), h5py.File(part, "w") as file:
             for key, shape, dtype in _columns(state_dim, action_dim):
                 file.create_dataset(key, (n, *shape), dtype)
-            with closing(_rolled(shards, workers, bar.update)) as finished:
+            with (
+                tqdm(total=n, desc=attributes["name"], unit_scale=True, disable=None) as bar,
+                closing(_rolled(shards, workers, bar.update)) as finished,
+            ):
                 for shard, columns in finished:
                     for key, values in columns.items():
                         file[key][shard.row : shard.row + shard.transitions] = values
                     rewards += float(columns["rewards"].sum(dtype=np.float64))
             file.attrs.update(attributes)
+        with open(part, "rb+") as f:
+            os.fsync(f.fileno())  # a power cut must not leave the name on an empty file
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
@@ -175,6 +205,20 @@ def _make(target: Path, attributes: dict, shards: list[Shard], workers: int | No
         f"{target}: {n:,} transitions, mean reward {rewards / n:.3f}; {rate:,.0f} transitions/s with {workers} workers"
     )
     return Made(target, rate)
+
+
+@contextmanager
+def _said_plainly(part: Path) -> Iterator[None]:
+    """HDF5 wraps the system's reason for a failed write in its own words; say what to do about it."""
+    try:
+        yield
+    except ChildProcessError:
+        raise
+    except (OSError, RuntimeError) as error:  # h5py raises RuntimeError when it fails to close a file
+        raise OSError(
+            f"{part} could not be written ({error}). Is the disk full? Make room, or choose another --dataset_dir; "
+            "nothing half-made is left."
+        ) from error
 
 
 def _cores() -> int:
@@ -267,7 +311,7 @@ def _rolled(shards: list[Shard], workers: int, progress: Callable[[int], object]
                 try:
                     message = pipe.recv()
                 except (EOFError, ConnectionError):
-                    raise RuntimeError(
+                    raise ChildProcessError(
                         f"a worker died at the shard of row {under_way[pipe].row}, so no file was made. Its own words "
                         "are above; without any, it was killed, perhaps for want of memory: try fewer workers."
                     ) from None

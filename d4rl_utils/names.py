@@ -1,5 +1,7 @@
 """What D4RL's Gym-MuJoCo data are called, where they lie, how to know them, and how a return becomes a score."""
 
+import difflib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 BODIES = ("hopper", "walker2d", "halfcheetah", "ant")
@@ -15,6 +17,13 @@ REFERENCE_RETURNS = {
     "halfcheetah": (-280.178953, 12135.0),
     "ant": (-325.6, 3879.7),
 }
+
+# What the score of an agent may be called, by the source of what it learned from. Only the first belongs in a table of
+# D4RL's scores, whatever scale the others are on.
+SCORE_NAMES = {"d4rl": "D4RL score", "local": "local score", "custom": "custom score", "minari": "Minari score"}
+
+# Transitions of D4RL's medium-replay files; the local sets of all other types have 1M (D4RL's: 1M, medium-expert 2M).
+REPLAY_TRANSITIONS = {"hopper": 402_000, "walker2d": 302_000, "halfcheetah": 202_000, "ant": 302_000}
 
 SERVERS = (
     "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/",
@@ -74,9 +83,10 @@ REGISTRY = {f"{name}-v2": _entry(name, *facts) for name, facts in _SIZE_AND_SHA2
 def check_name(env: str, dataset_type: str) -> str:
     """The base name, e.g. `hopper-medium`, of a body and a dataset type; ValueError if either is unknown."""
     if env not in BODIES:
-        raise ValueError(f"unknown env '{env}': D4RL's bodies are {', '.join(BODIES)}.")
+        raise ValueError(f"unknown env '{env}': D4RL's bodies are {', '.join(BODIES)}{close(env, BODIES) or '.'}")
     if dataset_type not in DATASET_TYPES:
-        raise ValueError(f"unknown dataset_type '{dataset_type}': D4RL's are {', '.join(DATASET_TYPES)}.")
+        hint = close(dataset_type, DATASET_TYPES) or "."
+        raise ValueError(f"unknown dataset_type '{dataset_type}': D4RL's are {', '.join(DATASET_TYPES)}{hint}")
     return f"{env}-{dataset_type}"
 
 
@@ -85,6 +95,18 @@ def split_name(name: str) -> tuple[str, str]:
     body, _, kind = name.removesuffix("-v2").removesuffix("-local").partition("-")
     check_name(body, kind)
     return body, kind
+
+
+def close(word: str, known: Iterable[str]) -> str:
+    """The end of an error message about a misspelled `word`: what of the known may have been meant, or nothing."""
+    by_lower = {k.lower(): k for k in known}
+    found = [by_lower[k] for k in difflib.get_close_matches(word.lower(), by_lower, n=3)]
+    return f". Did you mean {' or '.join(found)}?" if found else ""
+
+
+def usual_transitions(env: str, dataset_type: str) -> int:
+    """Transitions of a local data set unless told otherwise: as many as D4RL's, of medium-expert half as many."""
+    return REPLAY_TRANSITIONS[env] if dataset_type == "medium-replay" else 1_000_000
 
 
 def d4rl_score(env: str, value: float) -> float:

@@ -53,10 +53,10 @@ class Transitions(NamedTuple):
 class Identity:
     """What was trained on, in plain types: it goes into checkpoints and logs."""
 
-    name: str  # "hopper-medium-v2", "hopper-medium-local", or a custom file's stem
-    source: str  # "d4rl", "local" or "custom"
-    file: str  # base name
-    sha256: str  # of the file
+    name: str  # "hopper-medium-v2", "hopper-medium-local", "minari:mujoco/hopper/medium-v0", or a custom file's stem
+    source: str  # "d4rl", "local", "minari" or "custom"
+    file: str  # base name; of Minari's data their name
+    sha256: str  # of the file, or of Minari's files
     transitions: int
     episodes: int  # cut ones included
     return_mean: float  # over these episodes

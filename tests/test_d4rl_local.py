@@ -17,7 +17,7 @@ from d4rl_utils import BODIES, local, read_hdf5
 from d4rl_utils.behaviour import Policy
 from d4rl_utils.environment import make_env
 from d4rl_utils.local import LocalDataError, Shard, local_levels, local_names, make_local, roll
-from d4rl_utils.names import DIMS
+from d4rl_utils.names import DIMS, usual_transitions
 
 pytest.importorskip("mujoco")
 
@@ -33,12 +33,12 @@ def weights(env, seed=0):
     }
 
 
-def ship_policies(folder, monkeypatch):
-    """Have the project ship hopper's medium and expert, and nothing else, in `folder`."""
+def ship_policies(folder, monkeypatch, levels=("medium", "expert"), env="hopper"):
+    """Have the project ship these levels of one body, and nothing else, in `folder`."""
     folder.mkdir()
-    for seed, level in enumerate(("medium", "expert")):
-        np.savez(folder / f"hopper-{level}.npz", **weights("hopper", seed))
-    (folder / "manifest.json").write_text(json.dumps({"hopper-medium": {}, "hopper-expert": {}}))
+    for seed, level in enumerate(levels):
+        np.savez(folder / f"{env}-{level}.npz", **weights(env, seed))
+    (folder / "manifest.json").write_text(json.dumps({f"{env}-{level}": {} for level in levels}))
     monkeypatch.setattr(local, "MANIFEST", folder / "manifest.json")
     return folder
 
@@ -158,15 +158,47 @@ def test_a_mixed_type_is_rolled_from_its_levels_in_equal_parts(policies, monkeyp
     assert local_levels("hopper", "medium-expert") == ("medium", "expert")
 
 
+LADDER = ("rung1", "rung2", "rung3", "medium")
+
+
+def test_medium_replay_is_rolled_along_the_ladder(tmp_path, monkeypatch):
+    folder = ship_policies(tmp_path / "policies", monkeypatch, LADDER)
+    assert local_levels("hopper", "medium-replay") == LADDER and "hopper-medium-replay" in local_names()
+    path = make_local("hopper", "medium-replay", 402, workers=1, dataset_dir=tmp_path).path
+    with h5py.File(path) as f:
+        assert f.attrs["name"] == "hopper-medium-replay-local" and list(json.loads(f.attrs["policies"])) == list(LADDER)
+        states, actions, ends = f["observations"][:], f["actions"][:], f["timeouts"][:]
+    bounds = [402 * i // 4 for i in range(5)]
+    assert ends[[b - 1 for b in bounds[1:]]].any()  # every rung's part ends an episode
+    for level, begin, end in zip(LADDER, bounds, bounds[1:]):  # every rung acted on its own rows
+        policy = Policy(np.load(folder / f"hopper-{level}.npz"))
+        low, high = (policy(states[begin:end], np.full((end - begin, 3), z, np.float32)) for z in (-6, 6))
+        assert (low <= actions[begin:end]).all() and (actions[begin:end] <= high).all()
+
+
+def test_sizes_are_d4rls_unless_told(tmp_path, monkeypatch):
+    ship_policies(tmp_path / "policies", monkeypatch, LADDER)
+    asked = []
+    monkeypatch.setattr(local, "_make", lambda target, attributes, shards, workers: asked.append((target.name, shards)))
+    for kind in ("medium-replay", "random"):
+        make_local("hopper", kind, dataset_dir=tmp_path)
+    assert [name for name, _ in asked] == ["hopper-medium-replay-local-402000.hdf5", "hopper-random-local-1000000.hdf5"]
+    assert [sum(s.transitions for s in shards) for _, shards in asked] == [402_000, 1_000_000]
+    assert usual_transitions("walker2d", "medium-replay") == usual_transitions("ant", "medium-replay") == 302_000
+    assert usual_transitions("halfcheetah", "medium-replay") == 202_000
+
+
 def test_what_cannot_be_made_is_answered_with_what_can(tmp_path, policies):
     assert local_names()[:4] == ["hopper-random", "hopper-medium", "hopper-medium-expert", "hopper-expert"]
     assert {"walker2d-random", "halfcheetah-random", "ant-random"} < set(local_names())
     for env, kind in [("walker2d", "medium"), ("hopper", "medium-replay"), ("ant", "medium-expert")]:
         with pytest.raises(LocalDataError, match=f"{env}-{kind}.*hopper-medium, .*d4rl_utils get {env}-{kind}"):
             make_local(env, kind, 100, dataset_dir=tmp_path)
-    with pytest.raises(LocalDataError, match="0 transitions"):
-        make_local("hopper", "medium", 0, dataset_dir=tmp_path)
-    with pytest.raises(LocalDataError, match="0 workers"):
+    with pytest.raises(LocalDataError, match="hopper-medium of -1 transitions.*at least 1"):
+        make_local("hopper", "medium", -1, dataset_dir=tmp_path)
+    with pytest.raises(LocalDataError, match="hopper-medium-expert of 1 transitions.*at least 2"):
+        make_local("hopper", "medium-expert", 1, dataset_dir=tmp_path)
+    with pytest.raises(LocalDataError, match="by 0 workers: take at least 1"):
         make_local("hopper", "medium", 10, workers=0, dataset_dir=tmp_path)
     assert not list(tmp_path.glob("*.hdf5*"))
 
@@ -184,9 +216,37 @@ def test_a_disk_too_small_is_said_first(tmp_path, monkeypatch):
         make_local("hopper", "random", 500, dataset_dir=tmp_path)
 
 
+@pytest.mark.parametrize("foreign", [b"", b"no HDF5 file at all"])
+def test_a_foreign_file_under_the_name_is_left_alone(tmp_path, foreign):
+    path = tmp_path / "hopper-random-local-200.hdf5"
+    path.write_bytes(foreign)
+    with pytest.raises(LocalDataError, match="is there already and is no HDF5 file .*Remove it"):
+        make_local("hopper", "random", 200, 0, 1, tmp_path)
+    assert path.read_bytes() == foreign
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
+@pytest.mark.parametrize("size", [10_000, 400_000])
+def test_a_disk_that_fills_up_while_writing(tmp_path, size):
+    """A limit on the size of files stands for the full disk: at the file's head, and in mid-data."""
+    code = f"""
+import resource
+from d4rl_utils.__main__ import main
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
+    raise SystemExit(main(["make", "hopper-random", "--transitions", "8000", "--dataset_dir", {str(tmp_path)!r}]))
+"""
+    (tmp_path / "small.py").write_text(code)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, tmp_path / "small.py"], env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "could not be written" in done.stderr and "Is the disk full?" in done.stderr
+    assert not list(tmp_path.glob("*.hdf5*"))
+
+
 def test_a_worker_that_dies_is_an_error_and_leaves_nothing(tmp_path, policies, capfd):
     (policies / "hopper-medium.npz").write_bytes(b"not an array")
-    with pytest.raises(RuntimeError, match="a worker died at the shard of row 0"):
+    with pytest.raises(ChildProcessError, match="a worker died at the shard of row 0.*try fewer workers"):
         make_local("hopper", "medium", 500, workers=1, dataset_dir=tmp_path)
     assert not list(tmp_path.glob("*.hdf5*")) and "Traceback" in capfd.readouterr().err
 
@@ -256,5 +316,11 @@ def test_stopped_half_way_nothing_looks_whole_and_no_worker_stays(tmp_path, sign
     finally:
         parent.kill()
     assert not list(tmp_path.glob("*.hdf5")) and parent.returncode != 0
+    if signum == signal.SIGKILL:  # what is left is not taken for a beginning
+        (part,) = tmp_path.glob("*.part")
+        small = local.local_file("hopper", "random", 200)
+        part.rename(tmp_path / f"{small}.part")
+        assert make_local("hopper", "random", 200, 0, 1, tmp_path).transitions_per_second > 0
+        assert read_hdf5(tmp_path / small).identity.transitions == 200 and not list(tmp_path.glob("*.part"))
     if signum == signal.SIGINT:
         assert "Traceback" not in words and "stopped" in words and not list(tmp_path.glob("*.part"))

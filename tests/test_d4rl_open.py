@@ -13,7 +13,7 @@ from test_d4rl_reader import write
 from d4rl_utils import Identity, datasets, open_dataset
 from d4rl_utils.__main__ import main
 from d4rl_utils.download import DownloadError
-from d4rl_utils.local import LocalDataError
+from d4rl_utils.local import LocalDataError, local_levels
 from d4rl_utils.names import REGISTRY
 
 pytest.importorskip("mujoco")
@@ -207,6 +207,8 @@ def test_failures_are_a_sentence_and_a_status(folder, policies, capsys, monkeypa
         (["get", "hopper-medium"], "nobody is there"),
         (["get", "hopper-medum-v2"], "unknown dataset_type 'medum'"),
         (["make", "ant-expert"], "no behaviour policy for ant-expert"),
+        (["make", "hoper-random"], "unknown env 'hoper': D4RL's bodies are hopper"),
+        (["make", "hopper-medium-rePlay"], "Did you mean medium-replay or medium?"),
         (["info", "nothing.hdf5"], "nothing.hdf5 is not a file"),
     ]:
         assert main([*arguments, "--dataset_dir", str(folder)]) == 1
@@ -214,3 +216,42 @@ def test_failures_are_a_sentence_and_a_status(folder, policies, capsys, monkeypa
         assert words in captured.err and captured.out == ""
     with pytest.raises(SystemExit):  # no abbreviations
         main(["make", "hopper-random", "--transition", "5", "--dataset_dir", str(folder)])
+
+
+def test_make_all_makes_what_it_can_and_tells_the_rest(folder, policies, capsys, monkeypatch):
+    """Nothing is rolled here: what matters is which names are tried, and what becomes of their troubles."""
+    tried = []
+
+    def make(env, kind, *arguments):
+        tried.append(f"{env}-{kind}")
+        if not local_levels(env, kind):
+            raise LocalDataError(f"no behaviour policy for {env}-{kind}. Local data exist for: many.")
+
+    monkeypatch.setattr("d4rl_utils.__main__.make_local", make)
+    assert main(["make", "all", "--dataset_dir", str(folder)]) == 1
+    said = capsys.readouterr()
+    assert len(tried) == len(set(tried)) == 20 and "7 are in" in said.out and "13 could not be made" in said.out
+    assert said.err.count("no behaviour policy for") == 13 and "many" not in said.err
+
+    def full(env, kind, *arguments):
+        tried.append(f"{env}-{kind}")
+        raise OSError("the disk is full")
+
+    tried.clear()
+    monkeypatch.setattr("d4rl_utils.__main__.make_local", full)
+    assert main(["make", "all", "--dataset_dir", str(folder)]) == 1  # the others would fail in the same way
+    assert len(tried) == 1 and "the disk is full" in capsys.readouterr().err
+
+
+def test_make_all_leaves_what_is_there(folder, policies, monkeypatch, capsys):
+    monkeypatch.setattr("d4rl_utils.__main__.RECIPES", {"random": ("random",)})
+    monkeypatch.setattr("d4rl_utils.__main__.BODIES", ("hopper", "ant"))
+    arguments = ["make", "all", "--transitions", "60", "--workers", "1", "--dataset_dir", str(folder)]
+    for _ in range(2):
+        assert main(arguments) == 0
+        assert "2 are in" in capsys.readouterr().out
+    assert sorted(p.name for p in folder.glob("*")) == [
+        ".cache",
+        "ant-random-local-60.hdf5",
+        "hopper-random-local-60.hdf5",
+    ]
