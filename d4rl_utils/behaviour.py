@@ -29,22 +29,37 @@ class Policy:
         return np.tanh(mean + np.exp(log_std) * noise).astype(np.float32)
 
 
-def rollout_returns(policy: Policy, env_id: str, episodes: int, seed: int) -> np.ndarray:
-    """Returns (episodes,) of one stochastic episode in each of `episodes` environments stepped side by side."""
-    import gymnasium as gym
+def ladder_path(env: str) -> Path:
+    """The file of a body's ladder, shipped or not."""
+    return MANIFEST.with_name(f"{env}-ladder.npz")
 
-    envs = [gym.make(env_id) for _ in range(episodes)]
+
+def ladder(env: str) -> list[Policy]:
+    """Policies along one training, from the untrained to `medium`, at equal distances in steps.
+
+    A replay buffer's content, nearly: data of which every rung made an equal share of the steps. FileNotFoundError
+    without a ladder. The file holds the arrays of a policy, stacked: rung first. The manifest's `<env>-ladder` says how
+    many steps each rung had been trained for, and its returns.
+    """
+    with np.load(ladder_path(env)) as file:
+        stacked = dict(file)
+    return [Policy({k: v[rung] for k, v in stacked.items()}) for rung in range(len(stacked["fc0.bias"]))]
+
+
+def rollout_returns(policy: Policy, env: str, episodes: int, seed: int) -> np.ndarray:
+    """Returns (episodes,) of one stochastic episode in each of `episodes` worlds stepped side by side."""
+    from d4rl_utils.environment import MAX_EPISODE_STEPS
+    from d4rl_utils.lanes import Lanes
+
+    world = Lanes(env, seed + np.arange(episodes))
     rng = np.random.default_rng(seed)
-    states = np.stack([e.reset(seed=seed + i)[0] for i, e in enumerate(envs)]).astype(np.float32)
     returns, live = np.zeros(episodes), np.arange(episodes)
-    while len(live):
-        actions = policy(states[live], rng.standard_normal((len(live), envs[0].action_space.shape[0]), np.float32))
-        over = np.zeros(len(live), bool)
-        for j, (i, action) in enumerate(zip(live, actions)):
-            states[i], reward, terminated, truncated, _ = envs[i].step(action)
-            returns[i] += reward
-            over[j] = terminated or truncated
-        live = live[~over]
-    for env in envs:
-        env.close()
+    for _ in range(MAX_EPISODE_STEPS):
+        noise = rng.standard_normal((len(live), policy.mean[1].size), np.float32)
+        rewards, terminals = world.step(live, policy(world.states[live], noise))
+        returns[live] += rewards
+        live = live[~terminals]
+        if not len(live):
+            break
+    world.close()
     return returns

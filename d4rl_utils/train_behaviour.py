@@ -1,132 +1,406 @@
 """Train the behaviour policies that local data are rolled from (a tool of the project's makers; users do not need it).
 
-    python -m d4rl_utils.train_behaviour hopper --low 1281 --high 1444
+    python -m d4rl_utils.train_behaviour train walker2d ppo
+    python -m d4rl_utils.train_behaviour keep walker2d ppo medium --low 2700 --high 3000 --ladder 8
+    python -m d4rl_utils.train_behaviour keep walker2d ppo expert --low 4592
 
-D4RL's `medium` data come from a soft actor-critic stopped early, at about a third of an expert's return. This script
-does the same with Stable-Baselines3: it trains SAC (Haarnoja et al. 2018), evaluates the *stochastic* policy (the one
-that will collect the data) every few thousand steps, and keeps the first policy whose mean return over 100 episodes,
-after rounding the weights to float16, lies in [low, high]. Killed, it continues from its last checkpoint when run
-again.
+One training gives all levels of a body. `train` evaluates the *stochastic* policy, the one that will collect the data,
+every `eval_every` steps, after its weights were rounded to float16, and leaves it as a rung. `keep` ships rungs, also
+while the training goes on. Killed, a training continues from its last checkpoint when the same command is run again.
+
+D4RL's own policies are soft actor-critics. Here the algorithm is a choice, and every choice ends in the same
+tanh-Gaussian actor:
+
+  ppo     Schulman et al. 2017, on many environments side by side: the cheapest in time. Its Gaussian u is squashed by
+          the *environment*, action = tanh(u); likelihood ratios are the same before and after squashing. The
+          normalisation of observations is folded into the first layer.
+  sac     Haarnoja et al. 2018, Stable-Baselines3's
+  sbx     the same in JAX (sbx-rl), several times as fast on one core
 
 Needs requirements-dev.txt.
 """
 
 import json
-from dataclasses import asdict, dataclass
+import os
+import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
+import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from d4rl_utils.behaviour import MANIFEST, Policy, rollout_returns
+from d4rl_utils.environment import IDS, MAX_EPISODE_STEPS
+from d4rl_utils.files import alone
+from d4rl_utils.lanes import Lanes
+from d4rl_utils.names import d4rl_score
 
-ENV_IDS = {"hopper": "Hopper-v4", "walker2d": "Walker2d-v4", "halfcheetah": "HalfCheetah-v4", "ant": "Ant-v4"}
+LANES = {"ppo": 32, "sac": 1, "sbx": 8}  # environments side by side
+SETTINGS = {  # what differs from Stable-Baselines3's defaults
+    "ppo": {
+        "n_steps": 128,
+        "batch_size": 256,
+        "learning_rate": 3e-4,  # falls to 0 linearly, in steps of one evaluation
+        "vf_coef": 0.25,
+        "policy_kwargs": {"net_arch": [64, 64], "log_std_init": -0.5},
+    },
+    "sac": {"learning_starts": 10_000},
+    "sbx": {
+        "learning_starts": 10_000,
+        "gradient_steps": -1,  # as many as environment steps
+        "batch_size": 128,
+        "learning_rate": 1e-3,
+        "policy_delay": 2,
+        "policy_kwargs": {"net_arch": [128, 128]},
+    },
+}
+NAMES = {"ppo": "PPO (stable-baselines3)", "sac": "SAC (stable-baselines3)", "sbx": "SAC (sbx-rl)"}
+MODULE = "python -m d4rl_utils.train_behaviour"
 
 
 @dataclass(frozen=True)
 class Training:
-    """What to train, and when it is good enough."""
+    """Which training."""
 
     env: tyro.conf.Positional[str]
     """the body: hopper, walker2d, halfcheetah or ant"""
-    low: float
-    """least mean return of a policy that is kept"""
-    high: float
-    """greatest mean return of a policy that is kept"""
-    level: str = "medium"
-    """the name it is kept under"""
+    algorithm: tyro.conf.Positional[Literal["ppo", "sac", "sbx"]]
+    """how it is trained"""
     seed: int = 0
     """seed of the training"""
-    steps: int = 1_000_000
-    """give up after so many environment steps"""
-    eval_every: int = 5_000
-    """steps between evaluations"""
-    save_every: int = 20_000
-    """steps between checkpoints"""
     work_dir: Path = Path("outputs/behaviour")
-    """checkpoints, replay buffer and the log live here"""
+    """checkpoints, replay buffers, rungs and logs live here"""
+
+    @property
+    def folder(self) -> Path:
+        """Where this training lives."""
+        return self.work_dir / f"{self.env}-{self.algorithm}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Train(Training):
+    """Begin or continue a training."""
+
+    steps: int = 5_000_000
+    """the training's length in environment steps"""
+    eval_every: int = 98_304
+    """steps between evaluations"""
+    save_every: int = 98_304
+    """steps between checkpoints"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep(Training):
+    """Ship a policy of a training, running or over."""
+
+    level: tyro.conf.Positional[str]
+    """the name it is kept under: medium or expert"""
+    low: float
+    """least mean return"""
+    high: float = np.inf
+    """greatest mean return: the first policy in [low, high] is kept; inf: the best one"""
+    ladder: int = 0
+    """also ship so many policies from the training's beginning to this one, at equal distances in steps"""
+
+
+# -- the environment --------------------------------------------------------------------------------------------------
+
+
+class LanesEnv(VecEnv):
+    """`Lanes` as Stable-Baselines3 wants its environments: finished episodes restart by themselves."""
+
+    def __init__(self, env: str, n: int, seed: int, squash: bool):
+        """With `squash`, actions are unbounded and tanh is part of the environment."""
+        rng = np.random.default_rng(seed)
+        self.world, self.squash = Lanes(env, rng.integers(2**31, size=n)), squash
+        inner = self.world.envs[0]
+        self.lengths, self.lanes = np.zeros(n, np.int64), np.arange(n)
+        bound = 20.0 if squash else 1.0  # Stable-Baselines3 wants bounds; tanh(20) is 1
+        super().__init__(
+            n,
+            gym.spaces.Box(-np.inf, np.inf, self.world.states.shape[1:], np.float32),
+            gym.spaces.Box(-bound, bound, inner.action_space.shape, np.float32),
+        )
+
+    def reset(self) -> np.ndarray:
+        """-> states (n, S)"""
+        for lane in self.lanes:
+            self.world.reset(lane)
+        self.lengths[:] = 0
+        return self.world.states.copy()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Take actions (n, A)."""
+        self.actions = np.tanh(actions) if self.squash else actions
+
+    def step_wait(self):
+        """-> states (n, S), of a new episode where one is done; rewards (n,), dones (n,), infos."""
+        rewards, terminals = self.world.step(self.lanes, self.actions)
+        self.lengths += 1
+        dones = terminals | (self.lengths == MAX_EPISODE_STEPS)
+        infos: list[dict] = [{} for _ in self.lanes]
+        for lane in np.flatnonzero(dones).tolist():
+            infos[lane]["terminal_observation"] = self.world.states[lane].copy()
+            infos[lane]["TimeLimit.truncated"] = not terminals[lane]
+            self.world.reset(lane)
+            self.lengths[lane] = 0
+        return self.world.states.copy(), rewards.astype(np.float32), dones, infos
+
+    def close(self) -> None:
+        """Let go of the worlds."""
+        self.world.close()
+
+    # what else a VecEnv must have
+    def get_attr(self, attr_name, indices=None):
+        """The same of all lanes."""
+        return [getattr(self, attr_name)] * self.num_envs
+
+    def set_attr(self, attr_name, value, indices=None):
+        """Nothing here can be set."""
+        raise NotImplementedError
+
+    def env_method(self, method_name, *args, indices=None, **kwargs):
+        """Lanes have no methods."""
+        raise NotImplementedError
+
+    def env_is_wrapped(self, wrapper_class, indices=None):
+        """Lanes are bare."""
+        return [False] * self.num_envs
+
+
+# -- the model, and its actor as arrays -------------------------------------------------------------------------------
+
+
+def make_model(cfg: Train):
+    """A new model, or the one in the work folder. -> model; its `num_timesteps` says where it stands"""
+    import stable_baselines3
+
+    if cfg.algorithm == "sbx":
+        import sbx
+
+        maker = sbx.SAC
+    else:
+        maker = {"ppo": stable_baselines3.PPO, "sac": stable_baselines3.SAC}[cfg.algorithm]
+    saved = cfg.folder / "model.zip"
+    done = json.loads((cfg.folder / "state.json").read_text())["steps"] if saved.exists() else 0
+    env = LanesEnv(cfg.env, LANES[cfg.algorithm], cfg.seed + done, squash=cfg.algorithm == "ppo")
+    if cfg.algorithm == "ppo":
+        # no clipping, so that it can be folded into the first layer exactly
+        env = VecNormalize.load(cfg.folder / "norm.pkl", env) if done else VecNormalize(env, clip_obs=np.inf)
+    if done:
+        model = maker.load(saved, env=env, device="cpu")
+        if cfg.algorithm != "ppo":
+            model.load_replay_buffer(cfg.folder / "replay.pkl")
+        model.set_random_seed(cfg.seed + done)
+        return model
+    settings = SETTINGS[cfg.algorithm]
+    if cfg.algorithm == "ppo":
+        settings = settings | {"policy_kwargs": settings["policy_kwargs"] | {"activation_fn": torch.nn.ReLU}}
+    return maker("MlpPolicy", env, seed=cfg.seed, device="cpu", **settings)
+
+
+def save_model(cfg: Train, model) -> None:
+    """Checkpoint into the work folder; `state.json` comes last."""
+    _whole(cfg.folder / "model.zip", model.save)
+    if cfg.algorithm == "ppo":
+        _whole(cfg.folder / "norm.pkl", model.get_vec_normalize_env().save)
+    else:
+        _whole(cfg.folder / "replay.pkl", model.save_replay_buffer)
+    _whole(cfg.folder / "state.json", lambda path: Path(path).write_text(json.dumps({"steps": model.num_timesteps})))
 
 
 def weights_of(model) -> dict[str, np.ndarray]:
-    """The actor of a Stable-Baselines3 SAC as float16 arrays under the names that D4RL's own files use."""
-    actor = model.policy.actor
-    layers = {
-        "fc0": actor.latent_pi[0],
-        "fc1": actor.latent_pi[2],
-        "last_fc": actor.mu,
-        "last_fc_log_std": actor.log_std,
-    }
+    """The actor as float16 arrays under the names that D4RL's own files use."""
+    if hasattr(model.policy, "actor_state"):  # JAX: kernels are (in, out)
+        params = model.policy.actor_state.params
+        params = params.get("params", params)
+        flat = _dense_layers(params)
+        layers = dict(zip(("fc0", "fc1", "last_fc", "last_fc_log_std"), flat))
+    elif hasattr(model.policy, "actor"):
+        actor = model.policy.actor
+        modules = (actor.latent_pi[0], actor.latent_pi[2], actor.mu, actor.log_std)
+        layers = dict(zip(("fc0", "fc1", "last_fc", "last_fc_log_std"), map(_linear, modules)))
+    else:
+        net, norm = model.policy.mlp_extractor.policy_net, model.get_vec_normalize_env()
+        weight, bias = _linear(net[0])
+        scale = 1 / np.sqrt(norm.obs_rms.var + norm.epsilon)
+        last = _linear(model.policy.action_net)
+        layers = {
+            "fc0": (weight * scale, bias - weight @ (norm.obs_rms.mean * scale)),
+            "fc1": _linear(net[2]),
+            "last_fc": last,
+            "last_fc_log_std": (np.zeros_like(last[0]), model.policy.log_std.detach().numpy()),
+        }
     return {
-        f"{name}.{part}": getattr(layer, part).detach().cpu().numpy().astype(np.float16)
-        for name, layer in layers.items()
-        for part in ("weight", "bias")
+        f"{name}.{part}": np.asarray(array).astype(np.float16)
+        for name, arrays in layers.items()
+        for part, array in zip(("weight", "bias"), arrays)
     }
 
 
-def keep(cfg: Training, weights: dict[str, np.ndarray], steps: int, returns: np.ndarray) -> None:
-    """Write the policy beside this file, and its line into the manifest."""
-    name = f"{cfg.env}-{cfg.level}"
-    np.savez_compressed(MANIFEST.with_name(f"{name}.npz"), **weights)
-    manifest = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
-    manifest[name] = {
-        "env_id": ENV_IDS[cfg.env],
-        "algorithm": "SAC (stable-baselines3, its defaults; 10,000 random steps first)",
-        "steps": steps,
+def _linear(layer: torch.nn.Linear) -> tuple[np.ndarray, np.ndarray]:
+    return layer.weight.detach().numpy(), layer.bias.detach().numpy()
+
+
+def _dense_layers(params) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Flax's Dense_0, Dense_1, … of a tree, outer ones last."""
+    inner = [layer for key in sorted(params) if not key.startswith("Dense") for layer in _dense_layers(params[key])]
+    own = [params[key] for key in sorted(params) if key.startswith("Dense")]
+    return inner + [(np.asarray(d["kernel"]).T, np.asarray(d["bias"])) for d in own]
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def train(cfg: Train) -> None:
+    """Train to the end of the steps, leaving a rung and a line of the log at every evaluation."""
+    from stable_baselines3.common.utils import ConstantSchedule
+
+    torch.set_num_threads(1)  # nets of this size gain nothing from a second thread
+    folder = cfg.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    model = make_model(cfg)
+    log = read_log(folder)[: -1 if model.num_timesteps == 0 else None]
+    before = log[-1].get("seconds", 0.0) if log else 0.0
+    print(f"{folder}: from step {model.num_timesteps} to {cfg.steps}", flush=True)
+    if model.num_timesteps == 0:
+        describe(cfg)
+        look(folder, model, before)
+    while model.num_timesteps < cfg.steps:
+        if cfg.algorithm == "ppo":  # the rate falls linearly, in steps of one evaluation
+            rate = SETTINGS["ppo"]["learning_rate"] * (1 - model.num_timesteps / cfg.steps)
+            model.lr_schedule = ConstantSchedule(rate)
+        model.learn(cfg.eval_every, reset_num_timesteps=False)
+        look(folder, model, before)
+        if model.num_timesteps % cfg.save_every < cfg.eval_every or model.num_timesteps >= cfg.steps:
+            save_model(cfg, model)
+
+
+def describe(cfg: Train) -> None:
+    """What the manifest will say about the training, as it was when it began."""
+    extra = ("sbx-rl", "jax") if cfg.algorithm == "sbx" else ("torch",)
+    text = {
+        "env_id": f"{IDS[cfg.env]}-v4",
+        "algorithm": NAMES[cfg.algorithm],
+        "settings": SETTINGS[cfg.algorithm] | {"n_envs": LANES[cfg.algorithm]},
         "seed": cfg.seed,
-        "return_mean": round(float(returns.mean()), 1),
-        "return_std": round(float(returns.std()), 1),
-        "episodes": len(returns),
-        "versions": {p: version(p) for p in ("stable_baselines3", "torch", "gymnasium", "mujoco")},
-        "command": f"python -m d4rl_utils.train_behaviour {cfg.env} --low {cfg.low:g} --high {cfg.high:g} "
-        f"--seed {cfg.seed}",
+        "episodes": 100,
+        "versions": {p: version(p) for p in ("stable_baselines3", *extra, "gymnasium", "mujoco")},
+        "command": f"{MODULE} train {cfg.env} {cfg.algorithm} --seed {cfg.seed} --steps {cfg.steps} "
+        f"--eval_every {cfg.eval_every}",
         "licence": "MIT, as the project: trained from nothing by this script",
     }
-    MANIFEST.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    _whole(cfg.folder / "settings.json", lambda path: path.write_text(json.dumps(text, indent=1)))
 
 
-def train(cfg: Training) -> None:
-    """Train until a policy is kept or the steps run out."""
-    import gymnasium as gym
-    from stable_baselines3 import SAC
+def look(folder: Path, model, before: float) -> None:
+    """Evaluate the policy as it would be shipped; keep it as a rung."""
+    weights = weights_of(model)
+    returns = rollout_returns(Policy(weights), folder.name.split("-")[0], episodes=20, seed=model.num_timesteps)
+    row = {
+        "steps": model.num_timesteps,
+        "return_mean": round(float(returns.mean()), 1),
+        "return_std": round(float(returns.std()), 1),
+        "seconds": round(before + time.process_time(), 1),  # of the processor: waiting does not count
+    }
+    _whole(rung_file(folder, model.num_timesteps), lambda path: np.savez_compressed(path, **weights))
+    with open(folder / "log.jsonl", "a") as f:
+        f.write(json.dumps(row) + "\n")
+    print(row, flush=True)
 
-    torch.set_num_threads(1)  # 256-wide nets gain nothing from a second thread, and two trainings fit on two cores
-    work = cfg.work_dir / f"{cfg.env}-{cfg.level}-{cfg.seed}"
-    work.mkdir(parents=True, exist_ok=True)
-    env = gym.make(ENV_IDS[cfg.env])
-    if (work / "model.zip").exists():
-        model = SAC.load(work / "model.zip", env=env)
-        model.load_replay_buffer(work / "replay.pkl")
-        print(f"continuing at {model.num_timesteps} steps")
-    else:
-        model = SAC("MlpPolicy", env, learning_starts=10_000, seed=cfg.seed)
-    while model.num_timesteps < cfg.steps:
-        model.learn(cfg.eval_every, reset_num_timesteps=False)
-        weights = weights_of(model)
-        policy = Policy(weights)
-        returns = rollout_returns(policy, ENV_IDS[cfg.env], episodes=20, seed=model.num_timesteps)
-        row = {"steps": model.num_timesteps, "return_mean": float(returns.mean()), "return_std": float(returns.std())}
-        # one rung of a later replay-like ladder per evaluation: small, and it cannot be had again afterwards
-        np.savez_compressed(work / f"rung-{model.num_timesteps:07d}.npz", **weights)
-        with open(work / "log.jsonl", "a") as f:
-            f.write(json.dumps(row) + "\n")
-        print(row, flush=True)
-        if cfg.low <= returns.mean() <= cfg.high:
-            returns = rollout_returns(policy, ENV_IDS[cfg.env], episodes=100, seed=10**6)
-            print(f"candidate: {returns.mean():.1f} ± {returns.std():.1f} over 100 episodes", flush=True)
-            if cfg.low <= returns.mean() <= cfg.high:
-                keep(cfg, weights, model.num_timesteps, returns)
-                return
-        if model.num_timesteps % cfg.save_every == 0:
-            model.save(work / "model.zip")
-            model.save_replay_buffer(work / "replay.pkl")
-    raise SystemExit(
-        f"no policy with a return in [{cfg.low}, {cfg.high}] within {cfg.steps} steps; log: {work / 'log.jsonl'}"
-    )
+
+def read_log(folder: Path) -> list[dict]:
+    """The evaluations so far, by steps; where a resumed training repeated some, the later line counts."""
+    file = folder / "log.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [row for _, row in sorted({row["steps"]: row for row in rows}.items())]
+
+
+def rung_file(folder: Path, steps: int) -> Path:
+    """Where the policy after so many steps lies."""
+    return folder / f"rung-{steps:08d}.npz"
+
+
+def _whole(target: Path, write) -> None:
+    """write(path), then give the file its name: it is there whole or not at all."""
+    part = target.with_name("part-" + target.name)
+    write(part)
+    os.replace(part, target)
+
+
+# -- keeping ----------------------------------------------------------------------------------------------------------
+
+
+def keep(cfg: Keep) -> None:
+    """Write a level's policy beside this file, its line into the manifest, and with `--ladder` the way to it."""
+    log = read_log(cfg.folder)
+    steps, returns = choose(cfg, log)
+    with np.load(rung_file(cfg.folder, steps)) as file:
+        ship(cfg, cfg.level, dict(file), {"steps": steps, **facts(returns)})
+    if cfg.ladder:
+        keep_ladder(cfg, log, steps)
+
+
+def keep_ladder(cfg: Keep, log: list[dict], steps: int) -> None:
+    """Ship the way to the policy after `steps`: arrays of a policy, stacked, rung first."""
+    there = np.array([row["steps"] for row in log])
+    wanted = np.linspace(there[0], steps, cfg.ladder)
+    rungs = [int(there[np.abs(there - want).argmin()]) for want in wanted]
+    files = [np.load(rung_file(cfg.folder, rung)) for rung in rungs]
+    lines = [{"steps": n, **facts(returns_of(cfg, n, 100, seed=3 * 10**6))} for n in rungs]
+    ship(cfg, "ladder", {k: np.stack([f[k] for f in files]) for k in files[0]}, {"rungs": lines})
+
+
+def choose(cfg: Keep, log: list[dict]) -> tuple[int, np.ndarray]:
+    """-> steps of the rung that fits, and its returns over 100 episodes that had no say in the choice."""
+    if cfg.high < np.inf:  # the first that is good enough; the log's 20 episodes are a hint, 100 decide
+        hints = [row["steps"] for row in log if 0.9 * cfg.low <= row["return_mean"] <= 1.1 * cfg.high]
+        fits = (n for n in hints if cfg.low <= returns_of(cfg, n, 100, seed=10**6).mean() <= cfg.high)
+        steps = next(fits, None)
+    else:  # the best: of those that look best over 20 episodes, the best over 100
+        hints = [row["steps"] for row in sorted(log, key=lambda row: -row["return_mean"])[:4]]
+        means = {n: returns_of(cfg, n, 100, seed=10**6).mean() for n in hints}
+        best = max(means, key=means.get)
+        steps = best if means[best] >= cfg.low else None
+    if steps is None:
+        raise SystemExit(f"no policy with a return in [{cfg.low}, {cfg.high}]; log: {cfg.folder / 'log.jsonl'}")
+    return steps, returns_of(cfg, steps, 100, seed=2 * 10**6)
+
+
+def returns_of(cfg: Keep, steps: int, episodes: int, seed: int) -> np.ndarray:
+    """Returns (episodes,) of a rung."""
+    with np.load(rung_file(cfg.folder, steps)) as file:
+        returns = rollout_returns(Policy(file), cfg.env, episodes, seed)
+    print(f"{steps} steps: {returns.mean():.1f} ± {returns.std():.1f} over {episodes} episodes", flush=True)
+    return returns
+
+
+def facts(returns: np.ndarray) -> dict:
+    """What the manifest says about returns."""
+    return {"return_mean": round(float(returns.mean()), 1), "return_std": round(float(returns.std()), 1)}
+
+
+def ship(cfg: Keep, level: str, weights: dict[str, np.ndarray], found: dict) -> None:
+    """The arrays into `policies/`, then their line into the manifest: no line speaks of a file that is not there."""
+    name = f"{cfg.env}-{level}"
+    _whole(MANIFEST.with_name(f"{name}.npz"), lambda path: np.savez_compressed(path, **weights))
+    made = json.loads((cfg.folder / "settings.json").read_text())
+    kept = f"keep {cfg.env} {cfg.algorithm} {cfg.level} --seed {cfg.seed} --low {cfg.low:g} --high {cfg.high:g}"
+    with alone(cfg.work_dir / MANIFEST.name):
+        manifest = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
+        manifest[name] = made | found
+        manifest[name]["command"] += f" && {MODULE} {kept}" + (f" --ladder {cfg.ladder}" if cfg.ladder else "")
+        if "return_mean" in found:
+            manifest[name]["d4rl_score"] = round(d4rl_score(cfg.env, found["return_mean"]), 1)
+        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+        _whole(MANIFEST, lambda path: path.write_text(text))
 
 
 if __name__ == "__main__":
-    settings = tyro.cli(Training)
-    print(asdict(settings))
-    train(settings)
+    settings = tyro.cli(Train | Keep)
+    train(settings) if isinstance(settings, Train) else keep(settings)
