@@ -34,7 +34,7 @@ def main() -> None:
     gap = float(np.max(np.abs(np.concatenate([a.returns for a in alone]) - together.returns)))
     cfg = agent.cfg
     result = {
-        "agent": {"env": cfg.env, "d_model": cfg.d_model, "n_layers": cfg.n_layers, "updates": part["updates"]},
+        "agent": {"env": world.name, "d_model": cfg.d_model, "n_layers": cfg.n_layers, "updates": part["updates"]},
         "data": part["run"]["data"]["name"],
         "episodes": args.episodes,
         "steps": int(together.lengths.sum()),

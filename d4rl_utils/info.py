@@ -55,11 +55,12 @@ def episode_lengths(transitions: Transitions) -> np.ndarray:
 def histogram(returns: np.ndarray, bins: int = 12) -> str:
     """How many episodes (E,) earned how much, a line a bin."""
     counts, edges = np.histogram(returns, bins if np.ptp(returns) else 1)
-    width = max(len(f"{e:,.0f}") for e in edges)
+    digits = 0 if np.ptp(returns) > 100 else 2
+    width = max(len(f"{e:,.{digits}f}") for e in edges)
     rows = [f"{'return':>{2 * width + 4}}  episodes"]
     for count, low, high in zip(counts, edges, edges[1:]):
         bar = "#" * round(BAR * count / counts.max()) or "." * bool(count)
-        rows.append(f"{low:>{width},.0f} to {high:>{width},.0f}  {bar} {count:,}".rstrip())
+        rows.append(f"{low:>{width},.{digits}f} to {high:>{width},.{digits}f}  {bar} {count:,}".rstrip())
     return "\n".join(rows)
 
 

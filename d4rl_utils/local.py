@@ -27,14 +27,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d4rl_utils.behaviour import MANIFEST, Policy
+from d4rl_utils import behaviour
+from d4rl_utils.behaviour import Policy
 from d4rl_utils.environment import IDS, MAX_EPISODE_STEPS
 from d4rl_utils.files import alone, sha256_of
 from d4rl_utils.lanes import Lanes
 from d4rl_utils.names import BODIES, DIMS, check_name, usual_transitions
 
 # a dataset type -> the levels it consists of, in equal parts. A level is `random`, a policy `<env>-<level>.npz`, or
-# `ladder`, which stands for all the policies of the ladder.
+# `ladder`, whose policies make equal parts one after another.
 RECIPES = {
     "random": ("random",),
     "medium": ("medium",),
@@ -62,7 +63,7 @@ class Shard(NamedTuple):
     """One piece of work: `row` is its place in the file; policy None is `random`."""
 
     env: str
-    policy: Path | None
+    policy: Policy | None
     row: int
     transitions: int
     seed: np.random.SeedSequence
@@ -74,19 +75,10 @@ def local_file(env: str, dataset_type: str, transitions: int) -> str:
 
 
 def local_levels(env: str, dataset_type: str) -> tuple[str, ...]:
-    """The levels that make up this type, the ladder spelt out, or () if it cannot be made here."""
-    shipped = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
+    """The levels that make up this type, or () if it cannot be made here."""
+    shipped = json.loads(behaviour.MANIFEST.read_text()) if behaviour.MANIFEST.exists() else {}
     levels = RECIPES.get(dataset_type, ())
-    if levels == ("ladder",):
-        levels = ladder(env)
     return levels if all(level == "random" or f"{env}-{level}" in shipped for level in levels) else ()
-
-
-def ladder(env: str) -> tuple[str, ...]:
-    """The levels on the way to medium, in the order in which the training passed them; () if none are shipped."""
-    shipped = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
-    rungs = [name.removeprefix(f"{env}-") for name in shipped if name.startswith(f"{env}-rung")]
-    return (*sorted(rungs), "medium") if rungs else ()
 
 
 def local_names() -> list[str]:
@@ -117,18 +109,21 @@ def make_local(
             f"no behaviour policy for {name} is shipped, so it cannot be made on this machine. "
             f"Local data exist for: {', '.join(local_names())}. The real {name}-v2: python -m d4rl_utils get {name}"
         )
-    if transitions < len(levels):
-        raise LocalDataError(f"{name} of {transitions} transitions makes no sense: take at least {len(levels)}.")
     if workers is not None and workers < 1:
         raise LocalDataError(f"nothing can be rolled by {workers} workers: take at least 1.")
-    policies = [None if level == "random" else MANIFEST.with_name(f"{env}-{level}.npz") for level in levels]
+    files = {level: behaviour.MANIFEST.with_name(f"{env}-{level}.npz") for level in levels}
+    policies = [policy for level in levels for policy in _policies(env, level, files[level])]
+    if transitions < len(policies):
+        raise LocalDataError(f"{name} of {transitions} transitions makes no sense: take at least {len(policies)}.")
     attributes = {
         "name": f"{name}-local",
         "made_by": __name__,
         "env_id": f"{IDS[env]}-v4",
         "seed": seed,
         "transitions": transitions,
-        "policies": json.dumps({level: sha256_of(p) if p else "tanh(normal)" for level, p in zip(levels, policies)}),
+        "policies": json.dumps(
+            {level: "tanh(normal)" if level == "random" else sha256_of(file) for level, file in files.items()}
+        ),
         "versions": json.dumps({p: version(p) for p in ("gymnasium", "mujoco", "numpy")}),
     }
     target = Path(dataset_dir) / local_file(env, dataset_type, transitions)
@@ -157,7 +152,14 @@ def _check_same(target: Path, attributes: dict) -> None:
             )
 
 
-def _shards(env: str, policies: list[Path | None], transitions: int, seed: int) -> list[Shard]:
+def _policies(env: str, level: str, file: Path) -> list[Policy | None]:
+    """What acts at a level: one policy, the ladder's one after another, or None for `random`."""
+    if level == "ladder":
+        return behaviour.ladder(env)
+    return [None if level == "random" else Policy(np.load(file))]
+
+
+def _shards(env: str, policies: list[Policy | None], transitions: int, seed: int) -> list[Shard]:
     """Equal parts for the policies, each in pieces of at most SHARD."""
     bounds = [transitions * i // len(policies) for i in range(len(policies) + 1)]
     pieces = [
@@ -243,7 +245,7 @@ def roll(shard: Shard, progress: Callable[[int], object] = lambda n: None) -> di
     """The columns of D4RL's layout, `shard.transitions` rows each. progress(n): n more rows are sure."""
     steps, lanes = shard.transitions, min(LANES, shard.transitions)
     state_dim, action_dim = DIMS[shard.env]
-    policy = Policy(np.load(shard.policy)) if shard.policy else lambda states, noise: np.tanh(noise)
+    policy = shard.policy or (lambda states, noise: np.tanh(noise))
     rng = np.random.default_rng(shard.seed)
     world = Lanes(shard.env, rng.integers(2**31, size=lanes))
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from d4rl_utils import BODIES, local, read_hdf5
+from d4rl_utils import BODIES, behaviour, local, read_hdf5
 from d4rl_utils.behaviour import Policy
 from d4rl_utils.environment import make_env
 from d4rl_utils.local import LocalDataError, Shard, local_levels, local_names, make_local, roll
@@ -33,13 +33,20 @@ def weights(env, seed=0):
     }
 
 
+RUNGS = 4
+
+
 def ship_policies(folder, monkeypatch, levels=("medium", "expert"), env="hopper"):
     """Have the project ship these levels of one body, and nothing else, in `folder`."""
     folder.mkdir()
     for seed, level in enumerate(levels):
-        np.savez(folder / f"{env}-{level}.npz", **weights(env, seed))
+        arrays = weights(env, seed)
+        if level == "ladder":
+            rungs = [weights(env, 10 + rung) for rung in range(RUNGS)]
+            arrays = {k: np.stack([rung[k] for rung in rungs]) for k in arrays}
+        np.savez(folder / f"{env}-{level}.npz", **arrays)
     (folder / "manifest.json").write_text(json.dumps({f"{env}-{level}": {} for level in levels}))
-    monkeypatch.setattr(local, "MANIFEST", folder / "manifest.json")
+    monkeypatch.setattr(behaviour, "MANIFEST", folder / "manifest.json")
     return folder
 
 
@@ -77,11 +84,11 @@ def test_random_is_tanh_of_normal_noise():
 
 
 def test_the_policy_acts_on_the_recorded_states(policies):
-    path = policies / "hopper-medium.npz"
-    columns = roll(shard(policy=path, transitions=200))
-    low, high = (Policy(np.load(path))(columns["observations"], np.full((200, 3), z, np.float32)) for z in (-6, 6))
+    medium, expert = (Policy(np.load(policies / f"hopper-{level}.npz")) for level in ("medium", "expert"))
+    columns = roll(shard(policy=medium, transitions=200))
+    low, high = (medium(columns["observations"], np.full((200, 3), z, np.float32)) for z in (-6, 6))
     assert (low <= columns["actions"]).all() and (columns["actions"] <= high).all()
-    assert not np.array_equal(columns["actions"], roll(shard(policy=policies / "hopper-expert.npz"))["actions"][:200])
+    assert not np.array_equal(columns["actions"], roll(shard(policy=expert))["actions"][:200])
 
 
 @pytest.mark.parametrize("transitions", [1, 5, 16, 17, 333])
@@ -158,26 +165,22 @@ def test_a_mixed_type_is_rolled_from_its_levels_in_equal_parts(policies, monkeyp
     assert local_levels("hopper", "medium-expert") == ("medium", "expert")
 
 
-LADDER = ("rung1", "rung2", "rung3", "medium")
-
-
 def test_medium_replay_is_rolled_along_the_ladder(tmp_path, monkeypatch):
-    folder = ship_policies(tmp_path / "policies", monkeypatch, LADDER)
-    assert local_levels("hopper", "medium-replay") == LADDER and "hopper-medium-replay" in local_names()
+    ship_policies(tmp_path / "policies", monkeypatch, ("ladder",))
+    assert local_levels("hopper", "medium-replay") == ("ladder",) and "hopper-medium-replay" in local_names()
     path = make_local("hopper", "medium-replay", 402, workers=1, dataset_dir=tmp_path).path
     with h5py.File(path) as f:
-        assert f.attrs["name"] == "hopper-medium-replay-local" and list(json.loads(f.attrs["policies"])) == list(LADDER)
+        assert f.attrs["name"] == "hopper-medium-replay-local" and list(json.loads(f.attrs["policies"])) == ["ladder"]
         states, actions, ends = f["observations"][:], f["actions"][:], f["timeouts"][:]
-    bounds = [402 * i // 4 for i in range(5)]
-    assert ends[[b - 1 for b in bounds[1:]]].any()  # every rung's part ends an episode
-    for level, begin, end in zip(LADDER, bounds, bounds[1:]):  # every rung acted on its own rows
-        policy = Policy(np.load(folder / f"hopper-{level}.npz"))
+    bounds = [402 * i // RUNGS for i in range(RUNGS + 1)]
+    assert ends[[b - 1 for b in bounds[1:]]].all()  # every rung's part ends an episode
+    for policy, begin, end in zip(behaviour.ladder("hopper"), bounds, bounds[1:]):  # every rung acted on its own rows
         low, high = (policy(states[begin:end], np.full((end - begin, 3), z, np.float32)) for z in (-6, 6))
         assert (low <= actions[begin:end]).all() and (actions[begin:end] <= high).all()
 
 
 def test_sizes_are_d4rls_unless_told(tmp_path, monkeypatch):
-    ship_policies(tmp_path / "policies", monkeypatch, LADDER)
+    ship_policies(tmp_path / "policies", monkeypatch, ("ladder",))
     asked = []
     monkeypatch.setattr(local, "_make", lambda target, attributes, shards, workers: asked.append((target.name, shards)))
     for kind in ("medium-replay", "random"):
@@ -206,8 +209,8 @@ def test_what_cannot_be_made_is_answered_with_what_can(tmp_path, policies):
 def test_shipped_policies_fit_their_bodies():
     for env in BODIES:
         for level in {level for kind in local.RECIPES for level in local_levels(env, kind)} - {"random"}:
-            policy = Policy(np.load(local.MANIFEST.with_name(f"{env}-{level}.npz")))
-            assert policy.hidden[0][0].shape[0] == DIMS[env][0] and policy.mean[1].shape == DIMS[env][1:]
+            for policy in local._policies(env, level, behaviour.MANIFEST.with_name(f"{env}-{level}.npz")):
+                assert policy.hidden[0][0].shape[0] == DIMS[env][0] and policy.mean[1].shape == DIMS[env][1:]
 
 
 def test_a_disk_too_small_is_said_first(tmp_path, monkeypatch):
@@ -245,7 +248,7 @@ if __name__ == "__main__":
 
 
 def test_a_worker_that_dies_is_an_error_and_leaves_nothing(tmp_path, policies, capfd):
-    (policies / "hopper-medium.npz").write_bytes(b"not an array")
+    np.savez(policies / "hopper-medium.npz", **weights("ant"))
     with pytest.raises(ChildProcessError, match="a worker died at the shard of row 0.*try fewer workers"):
         make_local("hopper", "medium", 500, workers=1, dataset_dir=tmp_path)
     assert not list(tmp_path.glob("*.hdf5*")) and "Traceback" in capfd.readouterr().err

@@ -24,7 +24,7 @@ TINY_FLAGS = [f"--{k}={v}" for k, v in {**TINY, "n_layers": 1, "threads": 1, "de
 
 
 def flags(hopper_file, out, **more) -> list[str]:
-    given = {"dataset_file": hopper_file, "output_dir": out, "updates_per_epoch": 5, "num_epochs": 4, "eval_freq": 2}
+    given = {"dataset": hopper_file, "output_dir": out, "updates_per_epoch": 5, "num_epochs": 4, "eval_freq": 2}
     given |= {"save_freq": 1, "num_eval_episodes": 2} | more
     return [*TINY_FLAGS, "--no_tensorboard", *(f"--{k}={v}" if v != "" else f"--{k}" for k, v in given.items())]
 
@@ -45,7 +45,7 @@ def test_a_run_leaves_what_it_promises(hopper_file, tmp_path, capsys):
     assert trainer.main(flags(hopper_file, tmp_path)) == 0
     folder = only_run(tmp_path)
     names = {"config.json", "log.jsonl", "training_curves.png", "last_checkpoint.pt", "best_checkpoint.pt"}
-    assert {p.name for p in folder.iterdir()} == names and folder.name.startswith("hopper-medium-bamba-s42-")
+    assert {p.name for p in folder.iterdir()} == names and folder.name.startswith("walk-bamba-s42-")
     rows = utils.read_log(folder / "log.jsonl")
     assert rows[0]["config"]["batch_size"] == 8 and rows[0]["data"]["name"] == "walk" and rows[0]["data"]["sha256"]
     assert [r["update"] for r in rows if "loss/critic" in r] == [5, 10, 15, 20]
@@ -70,7 +70,7 @@ def test_the_judge_prints_the_same_numbers_twice(hopper_file, tmp_path, capsys):
     checkpoint, out = tmp_path / "out" / "best_checkpoint.pt", tmp_path / "score.json"
     capsys.readouterr()
     said = []
-    for env in ("hopper-medium-v2", ""):
+    for env in ("hopper", ""):
         utils.main(
             ["--checkpoint", str(checkpoint), "--episodes", "3", "--json", str(out), "--device", "cpu", "--env", env]
         )
@@ -80,10 +80,10 @@ def test_the_judge_prints_the_same_numbers_twice(hopper_file, tmp_path, capsys):
     assert said[0] == said[1] and len(said[0]) == 3
     record = json.loads(out.read_text())
     assert len(record["returns"]) == len(record["lengths"]) == 3 and record["data"]["name"] == "walk"
-    assert record["versions"]["mujoco"] and "custom data" in said[0][2]
+    assert record["versions"]["mujoco"] and "custom score, on D4RL's scale" in said[0][2]
     with pytest.raises(SystemExit):
         utils.main(["--checkpoint", str(checkpoint), "--env", "ant-medium-v2"])
-    assert "trained on hopper-medium" in capsys.readouterr().err
+    assert "trained on walk, not on ant-medium-v2" in capsys.readouterr().err
 
 
 # -- resume --------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_runs_begun_in_the_same_second_do_not_share_a_folder(hopper_file, tmp_pa
     for _ in range(2):
         assert trainer.main(flags(hopper_file, tmp_path, num_epochs=1, eval_freq=0)) == 0
     names = sorted(p.name for p in tmp_path.iterdir() if p.is_dir())
-    assert names == ["hopper-medium-bamba-s42-20260102-030405", "hopper-medium-bamba-s42-20260102-030405-2"]
+    assert names == ["walk-bamba-s42-20260102-030405", "walk-bamba-s42-20260102-030405-2"]
 
 
 # -- bad luck and bad input ----------------------------------------------------------------------
@@ -223,7 +223,12 @@ def test_nan_stops_the_run_with_its_update_and_the_last_good_checkpoint(hopper_f
         ({"batch_size": 0}, "batch_size"),
         ({"num_epochs": 0}, "num_epochs"),
         ({"policy_freq": 0}, "policy_freq"),
-        ({"dataset_file": "missing.hdf5"}, "missing.hdf5"),
+        ({"dataset": "missing.hdf5"}, "missing.hdf5 is not a file"),
+        ({"dataset": "hopper-medum"}, "Did you mean hopper-medium-v2"),
+        ({"env": "Pendulam-v1"}, "Did you mean Pendulum-v1"),
+        ({"env": "Pendulum-v1"}, "11 state and 3 action dims, Pendulum-v1 has 3 and 1: --env must name"),
+        ({"env": "CartPole-v1"}, "CartPole-v1 wants actions from Discrete(2)"),
+        ({"env": "Hopper-v2"}, "Did you mean Hopper-v4"),
         ({"env": "walker2d"}, "11 state and 3 action dims, walker2d has 17 and 6"),
         ({"wandb": ""}, "pip install wandb"),
         ({"resume": "missing_folder"}, "no checkpoint at"),

@@ -12,6 +12,7 @@ import torch
 from conftest import Clock
 from test_agent import batch_of
 
+import agent as agent_module
 import pictures
 import utils
 from agent import Bamba, Spec
@@ -83,6 +84,20 @@ def test_summary_is_linear_and_not_clipped():
     row = utils.summary(utils.Episodes(np.array([0.0, 400.0]), np.array([10, 20])), lambda r: r / 2 - 50)
     assert row["eval/score"] == 50 and row["eval/score_std"] == 100 and row["eval/return_max"] == 400
     assert row["eval/length_mean"] == 15
+
+
+def test_without_a_reference_returns_are_all_there_is():
+    row = utils.summary(utils.Episodes(np.array([0.0, 400.0]), np.array([10, 20])), None)
+    assert "eval/score" not in row and utils.headline(row) == row["eval/return_mean"] == 200
+    assert utils.headline({**row, "eval/score": 7.0}) == 7.0
+
+
+def test_only_d4rls_own_data_give_a_d4rl_score():
+    stage = agent_module.World(None, SPEC, lambda r: r, 50, "hopper v4", "D4RL's scale")
+    names = {source: utils.headline_name(stage, source) for source in ("d4rl", "local", "minari", "custom")}
+    assert names["d4rl"] == "D4RL score" and names["local"] == "local score"
+    assert not any("D4RL" in name for source, name in names.items() if source != "d4rl")
+    assert utils.headline_name(stage._replace(score=None, scale=""), "custom") == "return"
 
 
 # -- seeds and devices ---------------------------------------------------------------------------
@@ -185,13 +200,23 @@ def test_settings_of_another_version_are_named(saved):
 
 @pytest.mark.parametrize("name", ["hopper", "hopper-medium", "hopper-medium-v2", "hopper-medium-local", ""])
 def test_own_names_of_the_environment_are_accepted(tiny, name):
-    utils.check_env(name, tiny())
+    for own in ("hopper-medium-v2", "hopper-medium-local"):
+        utils.check_env(name, tiny(), {"name": own, "source": "local" if own.endswith("local") else "d4rl"})
+
+
+def test_names_of_other_data(tiny):
+    minari = {"name": "minari:mujoco/hopper/medium-v0", "source": "minari"}
+    utils.check_env(minari["name"], tiny(), minari)
+    utils.check_env("Pendulum-v1", tiny(env="Pendulum-v1"), DATA)
+    for name, data in [("hopper", minari), ("hopper-medium-v2", DATA)]:
+        with pytest.raises(ValueError, match="trained on (minari:|walk)"):
+            utils.check_env(name, tiny(), data)
 
 
 @pytest.mark.parametrize("name", ["walker2d", "hopper-expert-v2", "hopper-medium-v3", "hopper-medium-replay-v2"])
 def test_another_environment_is_an_error(tiny, name):
-    with pytest.raises(ValueError, match="trained on hopper-medium, not on"):
-        utils.check_env(name, tiny())
+    with pytest.raises(ValueError, match="trained on hopper-medium-v2, not on"):
+        utils.check_env(name, tiny(), {"name": "hopper-medium-v2", "source": "d4rl"})
 
 
 # -- logs and pictures ---------------------------------------------------------------------------
@@ -235,6 +260,7 @@ def test_curves_are_drawn_with_and_without_evaluations(tmp_path):
     picture = tmp_path / "curves.png"
     pictures.draw_curves(utils.read_log(tmp_path / "log.jsonl"), "no score yet", picture)
     first = picture.stat().st_size
+    assert first > 10_000
     log(10, {"eval/score": 30.0, "eval/score_std": 3.0})
     log(20, {"loss/critic": 0.5, "eval/score": 35.0, "eval/score_std": 2.0})
     pictures.draw_curves(utils.read_log(tmp_path / "log.jsonl"), "two scores", picture)
