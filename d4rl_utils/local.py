@@ -5,7 +5,7 @@ come from behaviour policies that the project ships in `policies/`; a type is av
 are. D4RL's `medium-replay` is all that a training saw up to its medium policy; here it is rolled from the ladder, the
 policies of one training at equal distances up to medium, in that order.
 
-A file is made of shards of at most 62,500 transitions, each rolled from its own child of the seed, so its content does
+A file is made of shards of at most 31,250 transitions, each rolled from its own child of the seed, so its content does
 not depend on how many processes worked on it. A shard keeps its episodes in the order in which they were *started*, as
 if one environment had run them one after another (in the order of ending, short ones would be over-represented), and is
 cut at its exact size: its last row gets a timeout.
@@ -44,7 +44,7 @@ RECIPES = {
     "expert": ("expert",),
 }
 
-SHARD = 62_500  # transitions
+SHARD = 31_250  # transitions
 LANES = 16  # environments that one process steps side by side, for one call of the policy a tick
 
 
@@ -160,15 +160,18 @@ def _policies(env: str, level: str, file: Path) -> list[Policy | None]:
 
 
 def _shards(env: str, policies: list[Policy | None], transitions: int, seed: int) -> list[Shard]:
-    """Equal parts for the policies, each in pieces of at most SHARD."""
-    bounds = [transitions * i // len(policies) for i in range(len(policies) + 1)]
-    pieces = [
-        (policy, row, min(SHARD, end - row))
-        for policy, begin, end in zip(policies, bounds, bounds[1:])
-        for row in range(begin, end, SHARD)
-    ]
+    """Equal parts for the policies, each in equal pieces of at most SHARD."""
+    pieces = []
+    for policy, (begin, size) in zip(policies, _parts(transitions, len(policies))):
+        pieces += [(policy, begin + row, n) for row, n in _parts(size, -(-size // SHARD))]
     children = np.random.SeedSequence(seed).spawn(len(pieces))
     return [Shard(env, *piece, child) for piece, child in zip(pieces, children)]
+
+
+def _parts(n: int, k: int) -> list[tuple[int, int]]:
+    """(first, size) of k parts of n things, equal but for one."""
+    bounds = [n * i // k for i in range(k + 1)]
+    return [(a, b - a) for a, b in zip(bounds, bounds[1:])]
 
 
 def _make(target: Path, attributes: dict, shards: list[Shard], workers: int | None) -> Made:
@@ -182,7 +185,7 @@ def _make(target: Path, attributes: dict, shards: list[Shard], workers: int | No
         raise OSError(
             f"{target.parent} has {free} bytes free; {n} transitions need {needed}. Choose another --dataset_dir."
         )
-    workers = min(workers or _cores(), len(shards))
+    workers = min(workers or cores(), len(shards))
     part, began, rewards = target.with_name(target.name + ".part"), time.perf_counter(), 0.0
     try:
         with _said_plainly(part), h5py.File(part, "w") as file:
@@ -223,7 +226,8 @@ def _said_plainly(part: Path) -> Iterator[None]:
         ) from error
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -135,8 +135,8 @@ def test_the_file_depends_on_the_seed_and_not_on_the_workers(tmp_path, policies,
     assert path.name == "hopper-medium-local-1000.hdf5" and not path.with_name(path.name + ".part").exists()
     with h5py.File(path) as f:
         facts = dict(f.attrs)
-        assert f["timeouts"][[299, 599, 899, 999]].all()  # shards end at their exact size
-        assert len(np.unique(f["observations"][:][[0, 300, 600, 900]], axis=0)) == 4  # and are not one another's copies
+        assert (f["timeouts"][:] | f["terminals"][:])[[249, 499, 749, 999]].all()  # shards end at their exact size
+        assert len(np.unique(f["observations"][:][[0, 250, 500, 750]], axis=0)) == 4  # and are not one another's copies
     assert (facts["name"], facts["env_id"], facts["seed"]) == ("hopper-medium-local", "Hopper-v4", 0)
     sha = hashlib.sha256((policies / "hopper-medium.npz").read_bytes()).hexdigest()
     assert json.loads(facts["policies"]) == {"medium": sha} and "mujoco" in json.loads(facts["versions"])
@@ -157,10 +157,10 @@ def test_a_mixed_type_is_rolled_from_its_levels_in_equal_parts(policies, monkeyp
     monkeypatch.setattr(local, "SHARD", 40)
     shards = local._shards("hopper", ["medium", "expert"], 150, 0)
     assert [(s.policy, s.row, s.transitions) for s in shards] == [
-        ("medium", 0, 40),
-        ("medium", 40, 35),
-        ("expert", 75, 40),
-        ("expert", 115, 35),
+        ("medium", 0, 37),
+        ("medium", 37, 38),
+        ("expert", 75, 37),
+        ("expert", 112, 38),
     ]
     assert local_levels("hopper", "medium-expert") == ("medium", "expert")
 

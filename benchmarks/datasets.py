@@ -1,0 +1,128 @@
+"""Make the twenty local data sets at full size, and say what they are: benchmarks/datasets.json, and a section of the
+README.
+
+    python benchmarks/datasets.py                       # all twenty, D4RL's sizes; half an hour on two cores
+    python benchmarks/datasets.py --readme              # only write the README's section anew, from the JSON
+    python benchmarks/datasets.py --transitions 2000    # a trial: the table on the screen, nothing written
+    python benchmarks/datasets.py hopper-medium-replay --transitions 20000
+
+Each file is made in a temporary folder and removed once it is described; `--dataset_dir` keeps them (a file that is
+there already has no time of making).
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from common import ROOT, facts, write
+
+import utils
+from d4rl_utils import behaviour, read_hdf5
+from d4rl_utils.local import RECIPES, LocalDataError, cores, make_local
+from d4rl_utils.names import BODIES, d4rl_score, split_name
+
+NAMES = [f"{env}-{kind}" for env in BODIES for kind in RECIPES]
+BEGIN, END = "<!-- python benchmarks/datasets.py writes from here -->", "<!-- to here -->"
+
+
+def policies(env: str, kind: str) -> str:
+    """Who acts in a data set, out of the manifest."""
+    shipped, words = json.loads(behaviour.MANIFEST.read_text()), []
+    for level in RECIPES[kind]:
+        line = shipped.get(f"{env}-{level}", {})
+        method = line.get("algorithm", "").partition(" ")[0]
+        if level == "random":
+            words.append("tanh of normal noise")
+        elif level == "ladder":
+            rungs = line["rungs"]
+            words.append(
+                f"{len(rungs)} policies of one {method} training, {rungs[0]['steps']:,} to {rungs[-1]['steps']:,} steps"
+            )
+        else:
+            words.append(f"{method}, {line['steps']:,} steps")
+    return "; ".join(words)
+
+
+def row(name: str, transitions: int, folder: Path) -> dict:
+    """Make one data set and describe it. LocalDataError if it cannot be made."""
+    env, kind = split_name(name)
+    made = make_local(env, kind, transitions, dataset_dir=folder)
+    identity = read_hdf5(made.path, cache=False).identity
+    rate = made.transitions_per_second
+    return {
+        "policies": policies(env, kind),
+        "transitions": identity.transitions,
+        "episodes": identity.episodes,
+        "return_mean": round(identity.return_mean, 1),
+        "local_score": round(d4rl_score(env, identity.return_mean), 1),
+        "seconds": round(identity.transitions / rate, 1) if rate else None,
+        "transitions_per_s": round(rate) if rate else None,
+        "sha256": identity.sha256,
+    }
+
+
+def section(result: dict) -> str:
+    """The README's section, with its markers."""
+    machine, rows = result["machine"], result["sets"]
+    lines = [
+        BEGIN,
+        f"The local data sets, made by `{result['command']}` (commit {result['commit']}, {machine['cpu']}, "
+        f"{result['cores']} cores). Scores are on D4RL's scale, but of local data: no row belongs in D4RL's tables.",
+        "",
+        "| name | policies | transitions | episodes | mean return | local score | seconds | transitions/s |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, r in rows.items():
+        time = (f"{r['seconds']:.0f}", f"{r['transitions_per_s']:,}") if r["seconds"] else ("", "")
+        lines.append(
+            f"| {name}-local | {r['policies']} | {r['transitions']:,} | {r['episodes']:,} | {r['return_mean']:,.1f} | "
+            f"{r['local_score']:.1f} | {time[0]} | {time[1]} |"
+        )
+    if result["not_made"]:
+        lines += ["", f"Not to be made yet, for want of a policy: {', '.join(result['not_made'])}."]
+    return "\n".join([*lines, END])
+
+
+def put_into_readme(text: str, readme: Path = ROOT / "README.md") -> None:
+    """Replace what stands between the markers."""
+    before, begin, rest = readme.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{readme} has no lines '{BEGIN}' and '{END}' to write between")
+    with utils.replacing(readme) as part:
+        part.write_text(before + text + after)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="these alone, e.g. hopper-medium; nothing is written then")
+    parser.add_argument("--transitions", type=int, default=0, help="of each, for a trial")
+    parser.add_argument("--dataset_dir", type=Path, help="keep the files here")
+    parser.add_argument("--readme", action="store_true", help="write the README's section from the JSON, make nothing")
+    args = parser.parse_args()
+    out = ROOT / "benchmarks" / "datasets.json"
+    if args.readme:
+        put_into_readme(section(json.loads(out.read_text())))
+        return 0
+
+    sets, missing = {}, []
+    for name in args.names or NAMES:
+        with tempfile.TemporaryDirectory() as aside:
+            try:
+                sets[name] = row(name, args.transitions, args.dataset_dir or Path(aside))
+            except LocalDataError as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                missing.append(name)
+    result = {"cores": cores(), "sets": sets, "not_made": missing}
+    if args.names or args.transitions:
+        print(section(facts() | result))
+        return 1 if missing else 0
+    print(write("datasets", result))
+    put_into_readme(section(json.loads(out.read_text())))
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
