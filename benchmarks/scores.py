@@ -72,8 +72,9 @@ def judge(folder: Path, episodes: int) -> dict:
     return json.loads(out.read_text())
 
 
-def draw(name: str, curves: dict[str, list[list[dict]]], behaviour: float, data: str) -> Path:
-    """Score against updates: mean over seeds, shaded from the least to the greatest of them."""
+def draw(name: str, curves: dict[str, list[list[dict]]], first: dict) -> Path:
+    """Score against updates: mean over seeds, shaded from the least to the greatest of them. first: a log's head."""
+    behaviour, data = first["behaviour_score"], first["data"]["name"]
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
@@ -85,7 +86,7 @@ def draw(name: str, curves: dict[str, list[list[dict]]], behaviour: float, data:
         if len(runs) > 1:
             axis.fill_between(updates, *zip(*[(min(s), max(s)) for s in zip(*scores)]), color=f"C{i}", alpha=0.15, lw=0)
     axis.axhline(behaviour, color="0.4", ls="--", lw=1, label=f"mean of the data {behaviour:.1f}")
-    axis.set(xlabel="updates", ylabel="D4RL score", title=f"{data}: 10-episode evaluations")
+    axis.set(xlabel="updates", ylabel=first.get("score_name", "score"), title=f"{data}: 10-episode evaluations")
     axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     axis.grid(alpha=0.25)
@@ -152,6 +153,7 @@ def main() -> None:
     first = curves[next(iter(curves))][0][0]
     result = {
         "data": first["data"],
+        "score_name": first.get("score_name", "score"),
         "behaviour_score": round(first["behaviour_score"], 2),
         "common_flags": experiment.common,
         "judged": f"last checkpoint, {args.episodes} episodes, hopper v4; best: of the run's 10-episode evaluations",
@@ -162,7 +164,7 @@ def main() -> None:
             f"{row:48} last {r['last_score_mean']:6.2f} ± {r['last_score_std_over_seeds']}  {r['last_score_by_seed']}"
         )
     print(f"{'the data':48} mean {result['behaviour_score']:6.2f}")
-    print(draw(name, curves, first["behaviour_score"], first["data"]["name"]), write(name, result))
+    print(draw(name, curves, first), write(name, result))
 
 
 if __name__ == "__main__":

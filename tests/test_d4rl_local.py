@@ -297,8 +297,16 @@ def until(condition, seconds=20):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_stopped_half_way_nothing_looks_whole_and_no_worker_stays(tmp_path, signum):
+@pytest.mark.parametrize(
+    "victim, signum",
+    [
+        ("parent", signal.SIGINT),
+        ("parent", signal.SIGTERM),
+        ("parent", signal.SIGKILL),
+        ("worker", signal.SIGKILL),  # as a system short of memory does
+    ],
+)
+def test_stopped_half_way_nothing_looks_whole_and_no_worker_stays(tmp_path, victim, signum):
     command = ["make", "hopper-random", "--transitions", "3000000", "--workers", "2", "--dataset_dir", str(tmp_path)]
     parent = subprocess.Popen(
         [sys.executable, "-m", "d4rl_utils", *command],
@@ -310,7 +318,9 @@ def test_stopped_half_way_nothing_looks_whole_and_no_worker_stays(tmp_path, sign
     try:
         workers = until(lambda: len(c := children_of(parent.pid)) >= 3 and c)  # one is multiprocessing's own tracker
         until(lambda: list(tmp_path.glob("*.part")))
-        if signum == signal.SIGINT:  # as a terminal does: to the whole group
+        if victim == "worker":
+            os.kill(max(workers), signum)  # the last one to be started; the first child is the tracker
+        elif signum == signal.SIGINT:  # as a terminal does: to the whole group
             os.killpg(parent.pid, signum)
         else:
             parent.send_signal(signum)
@@ -319,11 +329,14 @@ def test_stopped_half_way_nothing_looks_whole_and_no_worker_stays(tmp_path, sign
     finally:
         parent.kill()
     assert not list(tmp_path.glob("*.hdf5")) and parent.returncode != 0
-    if signum == signal.SIGKILL:  # what is left is not taken for a beginning
+    if signum == signal.SIGKILL and victim == "parent":  # what is left is not taken for a beginning
         (part,) = tmp_path.glob("*.part")
         small = local.local_file("hopper", "random", 200)
         part.rename(tmp_path / f"{small}.part")
         assert make_local("hopper", "random", 200, 0, 1, tmp_path).transitions_per_second > 0
         assert read_hdf5(tmp_path / small).identity.transitions == 200 and not list(tmp_path.glob("*.part"))
+    if victim == "worker":
+        assert "a worker died at the shard of row" in words and "Traceback" not in words and parent.returncode == 1
+        assert not list(tmp_path.glob("*.part"))
     if signum == signal.SIGINT:
         assert "Traceback" not in words and "stopped" in words and not list(tmp_path.glob("*.part"))

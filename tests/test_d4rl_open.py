@@ -6,15 +6,19 @@ import shutil
 from dataclasses import asdict
 
 import h5py
+import numpy as np
 import pytest
 from test_d4rl_local import ship_policies
 from test_d4rl_reader import write
 
-from d4rl_utils import Identity, datasets, open_dataset
+from config import BambaConfig, parse
+from d4rl_utils import Identity, datasets, open_data, open_dataset
 from d4rl_utils.__main__ import main
 from d4rl_utils.download import DownloadError
+from d4rl_utils.info import histogram
 from d4rl_utils.local import LocalDataError, local_levels
 from d4rl_utils.names import REGISTRY
+from d4rl_utils.wanted import wanted
 
 pytest.importorskip("mujoco")
 
@@ -164,6 +168,24 @@ def test_unknown_names(folder):
             open_dataset(*arguments, dataset_dir=folder)
 
 
+def test_the_quick_preset_needs_no_network(folder, network, tmp_path, monkeypatch):
+    """Also where D4RL's data are a replay buffer: the ladder stands for it."""
+    ship_policies(tmp_path / "policies", monkeypatch, ("ladder",), "walker2d")
+    argv = ["--env", "walker2d", "--dataset_type", "medium-replay", "--preset", "quick"]
+    assert parse(argv).local_transitions == 200_000 and wanted(parse(argv)).data == "local"
+    cfg = parse([*argv, "--local_transitions", "300", "--dataset_dir", str(folder)])
+    assert open_data(cfg).identity.name == "walker2d-medium-replay-local" and network.asked == 0
+
+
+def test_sizes_are_d4rls_by_default(folder, network, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(datasets, "make_local", lambda *a, **k: asked.append(a))
+    for changes in ({}, {"dataset": "walker2d-medium-replay-local"}, {"local_transitions": 77}):
+        with pytest.raises(FileNotFoundError):  # nothing was made
+            open_data(BambaConfig(data="auto" if "dataset" in changes else "local", dataset_dir=str(folder), **changes))
+    assert asked == [("hopper", "medium", 1_000_000), ("walker2d", "medium-replay", 302_000), ("hopper", "medium", 77)]
+
+
 # -- the command line -------------------------------------------------------------------------------------------------
 
 
@@ -193,10 +215,30 @@ def test_make_and_info(folder, policies, capsys):
             assert words in out
 
 
-def test_info_knows_d4rls_own_file(theirs, capsys):
-    assert main(["info", str(theirs)]) == 0
+def test_info_knows_d4rls_own_file(theirs, tmp_path, capsys):
+    picture = tmp_path / "out.png"
+    assert main(["info", str(theirs), "--plot", str(picture)]) == 0
     out = capsys.readouterr().out
     assert "hopper-medium-v2, D4RL's own file" in out and "20 to 30 steps long, mean 25.0" in out
+    assert "which is D4RL's for hopper-medium-v2" in out and "D4RL score " in out
+    assert picture.read_bytes()[:4] == b"\x89PNG" and str(picture) in out
+
+
+def test_info_tells_a_file_that_only_has_the_name(tmp_path, capsys):
+    path = tmp_path / "hopper_medium-v2.hdf5"
+    write(path, [(31, True), (20, False)], dims=(11, 3))
+    assert main(["info", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert f"NOT D4RL's, whose hopper-medium-v2 has {REGISTRY['hopper-medium-v2'].sha256}" in out and "score" not in out
+
+
+def test_histograms_count_every_episode():
+    returns = np.array([0.0, 1, 1, 2, 2, 2, 1200])
+    lines = histogram(returns).splitlines()[1:]
+    assert len(lines) == 12 and lines[0].endswith("# 6") and lines[-1].endswith(" 1")
+    assert lines[0].split()[:3] == ["0", "to", "100"] and lines[-1].split()[:3] == ["1,100", "to", "1,200"]
+    (line,) = histogram(np.array([5.0, 5.0])).splitlines()[1:]
+    assert line.endswith("# 2")
 
 
 def test_failures_are_a_sentence_and_a_status(folder, policies, capsys, monkeypatch):
