@@ -1,6 +1,6 @@
 """Updates per second of the main job, beside its peers and beside the machine's limit.
 
-    python benchmarks/update_speed.py [--presets none small] [--device cpu]
+    python benchmarks/update_speed.py [--presets none small] [--device cpu] [--threads 1]
 
 Peers, in the same agent: (a) the state-space layer as a loop over time, its definition; (b) the Mamba-2 block of
 `transformers` (PyTorch path), for each chunk size asked for. The limit: the matrix products of one update, counted,
@@ -107,9 +107,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--chunk_sizes", nargs="+", type=int, default=[5, 8], help="of transformers' block")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice); in the file's name")
     args = parser.parse_args()
     device, rows, limits = args.device, [], {}
     utils.hold_memory()  # as the trainer does
+    if args.threads:
+        torch.set_num_threads(args.threads)
 
     def row(preset: str, what: str, precision: str, cfg, repeats: int = args.repeats) -> None:
         torch._dynamo.reset()
@@ -153,7 +156,7 @@ def main() -> None:
     print(summary)
     print(
         write(
-            f"update_speed_{device}",
+            f"update_speed_{device}" + (f"_{args.threads}_thread" if args.threads else ""),
             {
                 "gflop_per_update": {k: round(v / 1e9, 3) for k, v in limits.items()},
                 "rows": rows,
