@@ -72,27 +72,28 @@ MIXERS = {
 
 
 class Block(nn.Module):
-    """x + keep · mixer(LayerNorm(x)). (B, L, D) -> (B, L, D). keep: what dropout multiplies by; None for no dropout"""
+    """x + dropout(mixer(LayerNorm(x))). (B, L, D) -> (B, L, D). bits: a layer's `dropout_bits`; None: no dropout"""
 
-    def __init__(self, mixer: nn.Module, dim: int):
+    def __init__(self, mixer: nn.Module, dim: int, drop_p: float):
         super().__init__()
-        self.norm, self.mixer = nn.LayerNorm(dim), mixer
+        self.norm, self.mixer, self.drop_p = nn.LayerNorm(dim), mixer, drop_p
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, bits: Tensor | None = None) -> Tensor:
         y = self.mixer(self.norm(x))
-        return x + (y if keep is None else keep * y)
+        if bits is not None:  # 0 with probability drop_p (to 1/65536), else 1 / (1 − drop_p)
+            y = y * ((bits >= round(self.drop_p * 2**16) - 2**15) * (1 / (1 - self.drop_p)))
+        return x + y
 
 
-def dropout_masks(p: float, count: int, like: Tensor) -> Tensor:
-    """`count` dropout masks of `like`'s shape: 0 with probability p (to 1/65536), else 1 / (1 − p).
+def dropout_bits(count: int, like: Tensor) -> Tensor:
+    """16 random bits for each element of `like`, `count` times. (B, L, D) -> (count, B, L, D) int16
 
-    Drawn for all layers at once and as 16 random bits an element: on a CPU eight times faster than F.dropout's own
-    generator, which takes longer than a block's arithmetic, and it stays out of the compiled blocks.
+    Drawn for all layers at once and outside the compiled blocks: on a CPU eight times faster than F.dropout's own
+    generator, which takes longer than a block's arithmetic.
     """
     n = count * like.numel()
-    bits = torch.randint(-(2**63), 2**63 - 1, ((n + 3) // 4,), device=like.device).view(torch.int16)[:n]
-    threshold = round(p * 2**16) - 2**15
-    return ((bits >= threshold).to(like.dtype) / (1 - p)).view(count, *like.shape)
+    bits = torch.randint(-(2**63), 2**63 - 1, ((n + 3) // 4,), device=like.device)
+    return bits.view(torch.int16)[:n].view(count, *like.shape)
 
 
 class Encoder(nn.Module):
@@ -114,7 +115,7 @@ class Encoder(nn.Module):
             raise ValueError(f"drop_p = {cfg.drop_p} is no dropout probability: take 0 or more and less than 1")
         self.embed = nn.Linear(state_dim, cfg.d_model)
         self.rope = RoPE(cfg.d_model, cfg.context_length)
-        self.blocks = nn.ModuleList(Block(MIXERS[mixer](cfg), cfg.d_model) for _ in range(cfg.n_layers))
+        self.blocks = nn.ModuleList(Block(MIXERS[mixer](cfg), cfg.d_model, cfg.drop_p) for _ in range(cfg.n_layers))
         self.drop_p = cfg.drop_p
         if cfg.compile:  # one block's code serves all of them: seconds to compile, whatever n_layers is
             for block in self.blocks:
@@ -126,9 +127,9 @@ class Encoder(nn.Module):
     def forward(self, states: Tensor, noisy: bool = True) -> Tensor:
         x = self.rope(self.embed(states))
         dropping = self.training and noisy and self.drop_p > 0
-        keeps = dropout_masks(self.drop_p, len(self.blocks), x).unbind() if dropping else [None] * len(self.blocks)
-        for block, keep in zip(self.blocks, keeps):
-            x = block(x, keep)
+        bits = dropout_bits(len(self.blocks), x) if dropping else [None] * len(self.blocks)
+        for block, its_bits in zip(self.blocks, bits):
+            x = block(x, its_bits)
         return self.pool(self.out(self.norm(x)))
 
 

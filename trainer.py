@@ -38,6 +38,7 @@ class Run:
         if cfg.wandb and not importlib.util.find_spec("wandb"):
             raise ValueError("--wandb needs the wandb package: pip install wandb")
         self.cfg, self.device = cfg, utils.pick_device(cfg.device)
+        utils.hold_memory()
         if cfg.threads:
             torch.set_num_threads(cfg.threads)
         torch.set_float32_matmul_precision("high" if cfg.precision == "tf32" else "highest")

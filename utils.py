@@ -7,6 +7,7 @@ A judge is the agent in float64 without dropout. In float64 the actions that rea
 float32) do not depend on how many episodes share a forward pass, so one seed means one score, whatever the batch.
 """
 
+import ctypes
 import importlib
 import itertools
 import json
@@ -34,6 +35,7 @@ from config import CONFIGS
 from d4rl_utils import SCORE_NAMES
 
 FORMAT = 1  # of checkpoints; raise it when old ones cannot be woken any more
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's names of mallopt's options
 SYSTEMS = {"bamba": ("agent", "Bamba")}  # name -> module and class; config.CONFIGS has the config class
 
 
@@ -61,6 +63,18 @@ def pick_device(name: str) -> torch.device:
         usable = ", ".join(k for k, v in have.items() if v)
         raise ValueError(f"device {name!r} is not there (torch {torch.__version__}); on this machine: auto, {usable}")
     return torch.device(name)
+
+
+def hold_memory() -> None:
+    """Let the C library keep freed memory for the next update, for the rest of the process; only glibc can be told.
+
+    It hands large free blocks back to the kernel and asks for them anew: 18,000 page faults in an update of the default
+    agent on a CPU, a tenth of its time. Blocks above 32 MiB, glibc's own limit, still come and go.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        for option, size in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
+            mallopt(option, size)
 
 
 def versions() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Updates per second of the main job, beside its peers and beside the machine's limit.
 
-    python benchmarks/update_speed.py [--presets none small] [--device cpu]
+    python benchmarks/update_speed.py [--presets none small] [--device cpu] [--threads 1]
 
 Peers, in the same agent: (a) the state-space layer as a loop over time, its definition; (b) the Mamba-2 block of
 `transformers` (PyTorch path), for each chunk size asked for. The limit: the matrix products of one update, counted,
@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mamba
 import model
+import utils
 from agent import Bamba, Spec
 from config import parse
 from memory import Window
@@ -43,8 +44,8 @@ def matrix_flops(cfg) -> float:
     return counter.get_total_flops() / cfg.policy_freq
 
 
-def measure(cfg, device: str, repeats: int) -> tuple[float, float]:
-    """Seconds of an update, FLOP/s of a large square product: medians, taken in turns, as clocks sink under load."""
+def measure(cfg, device: str, repeats: int) -> tuple[float, float, float]:
+    """Seconds of an update, median and least; FLOP/s of a large square product, median. In turns, as clocks wander."""
     agent, data = Bamba(cfg, SPEC, device).train(), batch(cfg, device)
     n, dtype = (2048 if device == "cpu" else 8192), torch.bfloat16 if cfg.precision == "bf16" else torch.float32
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
@@ -55,7 +56,7 @@ def measure(cfg, device: str, repeats: int) -> tuple[float, float]:
         if i >= WARMUP:
             updates.append(seconds[0])
             products.append(seconds[1])
-    return statistics.median(updates), 2 * n**3 / statistics.median(products)
+    return statistics.median(updates), min(updates), 2 * n**3 / statistics.median(products)
 
 
 class ByTransformers(torch.nn.Module):
@@ -106,19 +107,26 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--chunk_sizes", nargs="+", type=int, default=[5, 8], help="of transformers' block")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice); in the file's name")
     args = parser.parse_args()
     device, rows, limits = args.device, [], {}
+    utils.hold_memory()  # as the trainer does
+    if args.threads:
+        torch.set_num_threads(args.threads)
 
     def row(preset: str, what: str, precision: str, cfg, repeats: int = args.repeats) -> None:
         torch._dynamo.reset()
-        seconds, rate = measure(replace(cfg, precision=precision), device, repeats)
+        seconds, least, rate = measure(replace(cfg, precision=precision), device, repeats)
         limit = limits[preset] / rate
         rows.append({"preset": preset, "what": what, "precision": precision, "ms": round(seconds * 1e3, 2)})
+        rows[-1]["least_ms"] = round(least * 1e3, 2)
         rows[-1] |= {"updates_per_s": round(1 / seconds, 1), "limit_ms": round(limit * 1e3, 2)}
         rows[-1]["matmul_gflops"] = round(rate / 1e9)
         rows[-1]["share_of_limit"] = round(limit / seconds, 3)
         print(
-            "{preset:6} {precision} {what:32} {ms:>9} ms  {share_of_limit:>6.0%} of the limit".format(**rows[-1]),
+            "{preset:6} {precision} {what:32} {ms:>9} ms (least {least_ms}) {share_of_limit:>6.0%} of the limit".format(
+                **rows[-1]
+            ),
             flush=True,
         )
 
@@ -148,7 +156,7 @@ def main() -> None:
     print(summary)
     print(
         write(
-            f"update_speed_{device}",
+            f"update_speed_{device}" + (f"_{args.threads}_thread" if args.threads else ""),
             {
                 "gflop_per_update": {k: round(v / 1e9, 3) for k, v in limits.items()},
                 "rows": rows,

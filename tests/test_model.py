@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model import AttentionPool, Encoder, Normaliser, RoPE, TwinQ, dropout_masks
+from model import AttentionPool, Block, Encoder, Normaliser, RoPE, TwinQ, dropout_bits
 
 
 def test_rope_keeps_lengths_and_sees_only_distances():
@@ -80,10 +80,14 @@ def test_critics_are_two():
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_dropout_drops_its_share_and_keeps_the_mean(p):
-    masks = dropout_masks(p, 3, torch.zeros(50, 7, 101))
-    assert masks.shape == (3, 50, 7, 101) and set(masks.unique().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
-    assert (masks == 0).float().mean().item() == pytest.approx(p, abs=0.01) and not torch.equal(masks[0], masks[1])
+    block, x = Block(torch.nn.Identity(), 101, p), torch.randn(50, 7, 101)
+    bits = dropout_bits(3, x)
+    y, kept = block.norm(x), block(x, bits[0]) - x
+    dropped = kept == 0
+    assert bits.shape == (3, *x.shape) and not torch.equal(bits[0], bits[1])
+    assert dropped.float().mean().item() == pytest.approx(p, abs=0.01)
+    torch.testing.assert_close(kept, torch.where(dropped, 0.0, y / (1 - p)), atol=1e-5, rtol=1e-4)
     torch.manual_seed(0)
-    again = dropout_masks(p, 3, torch.zeros(50, 7, 101))
+    again = dropout_bits(3, x)
     torch.manual_seed(0)
-    assert torch.equal(again, dropout_masks(p, 3, torch.zeros(50, 7, 101)))
+    assert torch.equal(again, dropout_bits(3, x))

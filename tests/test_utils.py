@@ -2,6 +2,9 @@
 
 import io
 import json
+import platform
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from typing import ClassVar
@@ -106,6 +109,21 @@ def test_only_d4rls_own_data_give_a_d4rl_score():
 def test_streams_are_stable_when_names_are_added():
     assert utils.streams(0, "data", "init")["data"] == utils.streams(0, "data", "init", "env")["data"]
     assert len(set(utils.streams(0, "a", "b", "c").values())) == 3 and utils.streams(0, "a") != utils.streams(1, "a")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_held_memory_is_not_asked_for_again():
+    code = """
+import resource, sys, torch, utils
+if sys.argv[1] == "held": utils.hold_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20): [torch.ones(2**20) for _ in range(6)]  # 4 MiB each, all freed at the end of a turn
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults() and faults())
+"""
+    run = lambda how: subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True)  # noqa: E731
+    assert int(run("held").stdout) < 1000 < int(run("as usual").stdout)
 
 
 def test_a_missing_device_is_refused_with_what_is_there():
