@@ -47,7 +47,7 @@ SETTINGS = {  # what differs from Stable-Baselines3's defaults
         "batch_size": 256,
         "learning_rate": 3e-4,  # falls to 0 linearly, in steps of one evaluation
         "vf_coef": 0.25,
-        "policy_kwargs": {"net_arch": [64, 64], "log_std_init": -0.5},
+        "policy_kwargs": {"net_arch": [64, 64], "log_std_init": -0.5, "activation_fn": torch.nn.ReLU},
     },
     "sac": {"learning_starts": 10_000},
     "sbx": {
@@ -156,6 +156,8 @@ class LanesEnv(VecEnv):
         self.world.close()
 
     # what else a VecEnv must have
+    render_mode = None
+
     def get_attr(self, attr_name, indices=None):
         """The same of all lanes."""
         return [getattr(self, attr_name)] * self.num_envs
@@ -178,80 +180,61 @@ class LanesEnv(VecEnv):
 
 def make_model(cfg: Train):
     """A new model, or the one in the work folder. -> model; its `num_timesteps` says where it stands"""
-    import stable_baselines3
-
     if cfg.algorithm == "sbx":
-        import sbx
-
-        maker = sbx.SAC
+        from sbx import SAC as Model
+    elif cfg.algorithm == "sac":
+        from stable_baselines3 import SAC as Model
     else:
-        maker = {"ppo": stable_baselines3.PPO, "sac": stable_baselines3.SAC}[cfg.algorithm]
-    saved = cfg.folder / "model.zip"
-    done = json.loads((cfg.folder / "state.json").read_text())["steps"] if saved.exists() else 0
-    env = LanesEnv(cfg.env, LANES[cfg.algorithm], cfg.seed + done, squash=cfg.algorithm == "ppo")
-    if cfg.algorithm == "ppo":
-        # no clipping, so that it can be folded into the first layer exactly
+        from stable_baselines3 import PPO as Model
+
+    state, ppo = cfg.folder / "state.json", cfg.algorithm == "ppo"
+    done = json.loads(state.read_text())["steps"] if state.exists() else 0
+    env = LanesEnv(cfg.env, LANES[cfg.algorithm], cfg.seed + done, squash=ppo)
+    if ppo:  # nothing is clipped, so that the normalisation can be folded into the first layer
         env = VecNormalize.load(cfg.folder / "norm.pkl", env) if done else VecNormalize(env, clip_obs=np.inf)
-    if done:
-        model = maker.load(saved, env=env, device="cpu")
-        if cfg.algorithm != "ppo":
-            model.load_replay_buffer(cfg.folder / "replay.pkl")
-        model.set_random_seed(cfg.seed + done)
-        return model
-    settings = SETTINGS[cfg.algorithm]
-    if cfg.algorithm == "ppo":
-        settings = settings | {"policy_kwargs": settings["policy_kwargs"] | {"activation_fn": torch.nn.ReLU}}
-    return maker("MlpPolicy", env, seed=cfg.seed, device="cpu", **settings)
+    if not done:
+        return Model("MlpPolicy", env, seed=cfg.seed, device="cpu", **SETTINGS[cfg.algorithm])
+    model = Model.load(cfg.folder / "model.zip", env=env, device="cpu")
+    if not ppo:
+        model.load_replay_buffer(cfg.folder / "replay.pkl")
+    model.set_random_seed(cfg.seed + done)  # else noise would begin anew as it began the training
+    return model
 
 
 def save_model(cfg: Train, model) -> None:
-    """Checkpoint into the work folder; `state.json` comes last."""
+    """Checkpoint into the work folder."""
     _whole(cfg.folder / "model.zip", model.save)
     if cfg.algorithm == "ppo":
         _whole(cfg.folder / "norm.pkl", model.get_vec_normalize_env().save)
     else:
         _whole(cfg.folder / "replay.pkl", model.save_replay_buffer)
-    _whole(cfg.folder / "state.json", lambda path: Path(path).write_text(json.dumps({"steps": model.num_timesteps})))
+    _whole(cfg.folder / "state.json", lambda path: path.write_text(json.dumps({"steps": model.num_timesteps})))
 
 
 def weights_of(model) -> dict[str, np.ndarray]:
-    """The actor as float16 arrays under the names that D4RL's own files use."""
-    if hasattr(model.policy, "actor_state"):  # JAX: kernels are (in, out)
-        params = model.policy.actor_state.params
-        params = params.get("params", params)
-        flat = _dense_layers(params)
-        layers = dict(zip(("fc0", "fc1", "last_fc", "last_fc_log_std"), flat))
-    elif hasattr(model.policy, "actor"):
-        actor = model.policy.actor
-        modules = (actor.latent_pi[0], actor.latent_pi[2], actor.mu, actor.log_std)
-        layers = dict(zip(("fc0", "fc1", "last_fc", "last_fc_log_std"), map(_linear, modules)))
-    else:
-        net, norm = model.policy.mlp_extractor.policy_net, model.get_vec_normalize_env()
-        weight, bias = _linear(net[0])
-        scale = 1 / np.sqrt(norm.obs_rms.var + norm.epsilon)
-        last = _linear(model.policy.action_net)
-        layers = {
-            "fc0": (weight * scale, bias - weight @ (norm.obs_rms.mean * scale)),
-            "fc1": _linear(net[2]),
-            "last_fc": last,
-            "last_fc_log_std": (np.zeros_like(last[0]), model.policy.log_std.detach().numpy()),
-        }
+    """The actor as float16 arrays under the names that D4RL's own files use. Weights are (out, in)."""
+    policy = model.policy
+    if hasattr(policy, "actor_state"):  # sbx
+        dense = policy.actor_state.params["params"]
+        layers = [(dense[f"Dense_{i}"]["kernel"].T, dense[f"Dense_{i}"]["bias"]) for i in range(4)]
+    elif hasattr(policy, "actor"):  # sac
+        net = policy.actor.latent_pi
+        layers = [_arrays(layer) for layer in (net[0], net[2], policy.actor.mu, policy.actor.log_std)]
+    else:  # ppo: W ((s - mean) / std) + b = (W / std) s + (b - (W / std) mean); the noise does not depend on the state
+        net, normal = policy.mlp_extractor.policy_net, model.get_vec_normalize_env()
+        (weight, bias), last = _arrays(net[0]), _arrays(policy.action_net)
+        weight = weight / np.sqrt(normal.obs_rms.var + normal.epsilon)
+        log_std = (np.zeros_like(last[0]), policy.log_std.detach().numpy())
+        layers = [(weight, bias - weight @ normal.obs_rms.mean), _arrays(net[2]), last, log_std]
     return {
         f"{name}.{part}": np.asarray(array).astype(np.float16)
-        for name, arrays in layers.items()
-        for part, array in zip(("weight", "bias"), arrays)
+        for name, layer in zip(("fc0", "fc1", "last_fc", "last_fc_log_std"), layers)
+        for part, array in zip(("weight", "bias"), layer)
     }
 
 
-def _linear(layer: torch.nn.Linear) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(layer: torch.nn.Linear) -> tuple[np.ndarray, np.ndarray]:
     return layer.weight.detach().numpy(), layer.bias.detach().numpy()
-
-
-def _dense_layers(params) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Flax's Dense_0, Dense_1, … of a tree, outer ones last."""
-    inner = [layer for key in sorted(params) if not key.startswith("Dense") for layer in _dense_layers(params[key])]
-    own = [params[key] for key in sorted(params) if key.startswith("Dense")]
-    return inner + [(np.asarray(d["kernel"]).T, np.asarray(d["bias"])) for d in own]
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
@@ -287,7 +270,7 @@ def describe(cfg: Train) -> None:
     text = {
         "env_id": f"{IDS[cfg.env]}-v4",
         "algorithm": NAMES[cfg.algorithm],
-        "settings": SETTINGS[cfg.algorithm] | {"n_envs": LANES[cfg.algorithm]},
+        "settings": {"n_envs": LANES[cfg.algorithm]} | SETTINGS[cfg.algorithm],
         "seed": cfg.seed,
         "episodes": 100,
         "versions": {p: version(p) for p in ("stable_baselines3", *extra, "gymnasium", "mujoco")},
@@ -295,13 +278,13 @@ def describe(cfg: Train) -> None:
         f"--eval_every {cfg.eval_every}",
         "licence": "MIT, as the project: trained from nothing by this script",
     }
-    _whole(cfg.folder / "settings.json", lambda path: path.write_text(json.dumps(text, indent=1)))
+    _whole(cfg.folder / "settings.json", lambda path: path.write_text(json.dumps(text, indent=1, default=str)))
 
 
 def look(folder: Path, model, before: float) -> None:
     """Evaluate the policy as it would be shipped; keep it as a rung."""
     weights = weights_of(model)
-    returns = rollout_returns(Policy(weights), folder.name.split("-")[0], episodes=20, seed=model.num_timesteps)
+    returns = rollout_returns(Policy(weights), folder.name.split("-")[0], 20, model.num_timesteps)
     row = {
         "steps": model.num_timesteps,
         "return_mean": round(float(returns.mean()), 1),
