@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -23,6 +24,7 @@ from importlib.metadata import version
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -97,9 +99,8 @@ def make_local(
     """Roll out `transitions` of a body and a type into `dataset_dir`, with `workers` processes (default: one a core).
 
     transitions: 0 means `usual_transitions`, 1M or, for medium-replay, as many as D4RL's.
-    A file that was made with the same seed and policies is left as it is. The workers are spawned: a script that calls
-    this needs `if __name__ == "__main__":`. Raises LocalDataError for what cannot be made or is in the way, OSError if
-    the disk is too small, ChildProcessError (an OSError too) if a worker dies.
+    A file that was made with the same seed and policies is left as it is. Raises LocalDataError for what cannot be made
+    or is in the way, OSError if the disk is too small, ChildProcessError (an OSError too) if a worker dies.
     """
     name = check_name(env, dataset_type)
     transitions = transitions or usual_transitions(env, dataset_type)
@@ -346,16 +347,21 @@ def _work(pipe) -> None:
 
 @contextmanager
 def _starting_workers() -> Iterator[None]:
-    """Processes started here have one BLAS thread, as they share the cores already, and leave Ctrl-C to the parent."""
+    """Processes started here have one BLAS thread, as they share the cores already, and leave Ctrl-C to the parent.
+
+    They do not import the program that started them either: a trainer's PyTorch would cost each a second.
+    """
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
+    before, main = {name: os.environ.get(name) for name in names}, sys.modules["__main__"]
     os.environ.update(dict.fromkeys(names, "1"))
     if hasattr(signal, "pthread_sigmask"):  # children inherit the mask
         resource_tracker.ensure_running()  # else the first child would start it, and it unmasks SIGINT
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    sys.modules["__main__"] = ModuleType("__main__")  # where multiprocessing looks for what to import
     try:
         yield
     finally:
+        sys.modules["__main__"] = main
         for name, value in before.items():
             os.environ.pop(name)
             if value is not None:

@@ -231,13 +231,15 @@ def test_a_foreign_file_under_the_name_is_left_alone(tmp_path, foreign):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
 @pytest.mark.parametrize("size", [10_000, 400_000])
 def test_a_disk_that_fills_up_while_writing(tmp_path, size):
-    """A limit on the size of files stands for the full disk: at the file's head, and in mid-data."""
+    """A limit on the size of files stands for the full disk: at the file's head, and in mid-data.
+
+    The script has no guard round its last lines: workers do not import who started them.
+    """
     code = f"""
 import resource
 from d4rl_utils.__main__ import main
-if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
-    raise SystemExit(main(["make", "hopper-random", "--transitions", "8000", "--dataset_dir", {str(tmp_path)!r}]))
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
+raise SystemExit(main(["make", "hopper-random", "--transitions", "8000", "--dataset_dir", {str(tmp_path)!r}]))
 """
     (tmp_path / "small.py").write_text(code)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
