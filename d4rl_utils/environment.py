@@ -91,9 +91,9 @@ def make_env(env: str, version: str = "v4", render_mode: str | None = None):
         warnings.filterwarnings("ignore", message=".*out of date.*", category=DeprecationWarning)
         try:
             return gymnasium.make(env, render_mode=render_mode, **options)
-        except gymnasium.error.DependencyNotInstalled as error:
+        except (gymnasium.error.DependencyNotInstalled, ImportError) as error:  # also MuJoCo's v2 and v3, long gone
             raise ImportError(f"{env} cannot be made: {error}") from error
-        except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        except gymnasium.error.Error as error:
             hint = close(env, gymnasium.registry) or f": {error}"
             raise ValueError(f"unknown env '{env}', Gymnasium has none of this name{hint}") from error
 
