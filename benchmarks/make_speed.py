@@ -1,6 +1,6 @@
 """Transitions per second of `python -m d4rl_utils make` on all cores, beside the plain loop over one environment.
 
-    python benchmarks/make_speed.py [--transitions 200000] [--rounds 3]
+    python benchmarks/make_speed.py [--transitions 400000] [--rounds 3]
 
 Both roll the same policy (medium where it is shipped, else an untrained one of its size) and both write a file in
 D4RL's layout; ours is timed with the start of its processes. They take turns, and the best of the rounds counts: other
@@ -85,7 +85,7 @@ def physics(env: str, policy: Policy, steps: int = 400) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--transitions", type=int, default=200_000, help="of ours; the plain loop makes a tenth")
+    parser.add_argument("--transitions", type=int, default=400_000, help="of ours; the plain loop makes a tenth")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     rows, load = {}, os.getloadavg()[0]
