@@ -8,7 +8,7 @@ MANIFEST = Path(__file__).parent / "policies" / "manifest.json"
 
 
 class Policy:
-    """The stochastic actor of a soft actor-critic.
+    """The stochastic actor of a soft actor-critic, or one of the same form that PPO trained.
 
     weights: `fc0`, `fc1`, `last_fc`, `last_fc_log_std` × `weight`, `bias`.
     """

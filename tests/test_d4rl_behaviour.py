@@ -41,11 +41,11 @@ def test_returns_are_gymnasiums():
 
 @pytest.mark.parametrize("name", [name for name in MANIFESTED if not name.endswith("-ladder")])
 def test_shipped_returns_are_the_manifests(name):
-    """Four episodes cannot say much, but they tell a policy from a wrong one."""
+    """A few episodes tell a policy from a wrong one."""
     env, line = name.partition("-")[0], MANIFESTED[name]
-    policy, episodes = Policy(np.load(MANIFEST.with_name(f"{name}.npz"))), 20 if env == "hopper" else 4
+    policy, episodes = Policy(np.load(MANIFEST.with_name(f"{name}.npz"))), 4 if env == "halfcheetah" else 16
     returns = rollout_returns(policy, env, episodes, seed=7)
-    assert abs(returns.mean() - line["return_mean"]) < 4 * line["return_std"] / episodes**0.5 + 100
+    assert abs(returns.mean() - line["return_mean"]) < 3 * line["return_std"] / episodes**0.5 + 100
     assert line.get("d4rl_score", d4rl_score(env, line["return_mean"])) == pytest.approx(
         d4rl_score(env, line["return_mean"]), abs=0.1
     )
