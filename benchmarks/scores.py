@@ -33,7 +33,19 @@ class Experiment(NamedTuple):
 
 
 SMALL = ["--preset", "small", "--eval_freq", "2", "--save_freq", "2", "--compile"]
+
+
+def cloning(env: str) -> Experiment:
+    """Behaviour cloning on a body's medium data, beside what the literature reports for it."""
+    flags = [*SMALL, "--num_epochs", "16", "--env", env]
+    return Experiment(flags, {"cloning (alpha 0)": ["--alpha", "0"]}, [0])
+
+
 EXPERIMENTS = {
+    "cloning_walker2d": cloning("walker2d"),
+    "cloning_halfcheetah": cloning("halfcheetah"),
+    # do local data teach what D4RL's policy, rolled again, does? (its row: hopper_medium, bamba, seed 0)
+    "local_hopper_medium": Experiment([*SMALL, "--env", "hopper", "--num_epochs", "30"], {"bamba": []}, [0]),
     # section 6.2 of the main job: is Bamba better than cloning, and than the policy that collected the data?
     "hopper_medium": Experiment(
         [*SMALL, "--env", "hopper", "--num_epochs", "30"],
@@ -151,12 +163,13 @@ def main() -> None:
         }
         curves[row] = logs
     first = curves[next(iter(curves))][0][0]
+    env = first["config"]["env"]
     result = {
         "data": first["data"],
         "score_name": first.get("score_name", "score"),
         "behaviour_score": round(first["behaviour_score"], 2),
         "common_flags": experiment.common,
-        "judged": f"last checkpoint, {args.episodes} episodes, hopper v4; best: of the run's 10-episode evaluations",
+        "judged": f"last checkpoint, {args.episodes} episodes, {env} v4; best: of the run's 10-episode evaluations",
         "rows": table,
     }
     for row, r in table.items():
