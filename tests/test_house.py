@@ -13,7 +13,8 @@ from config import CONFIGS, parse
 
 FLOORS = [
     {"config"},
-    {"mamba", "learn", "memory"},
+    {"scan", "learn", "memory"},
+    {"mamba"},
     {"model"},
     {"d4rl_utils"},
     {"agent"},
