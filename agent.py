@@ -172,16 +172,13 @@ class Bamba(nn.Module):
 
     def prepare(self, data: Windows) -> None:
         """The normaliser's statistics come from the data, once. ValueError if the data are of another body."""
-        dims, own = (data.states.shape[1], data.widths[0]), (self.spec.state, self.spec.action)
-        if dims != own:
-            raise ValueError(
-                f"the data have {dims[0]} state and {dims[1]} action dims, {self.cfg.env} has {own[0]} and {own[1]}: "
-                "--env and the data must be of the same body"
-            )
+        check_body(self.cfg.env, self.spec, data.states.shape[1], data.widths[0])
         self.normal.fit(data.states)
 
     # -- how it acts -----------------------------------------------------------------------------
     def reset(self, n: int, goal: None = None) -> Memory:
+        if goal is not None:
+            raise ValueError(f"{self.cfg.agent} wants the highest return: it cannot be asked for {goal}")
         return forget(n, self.cfg.context_length, self.normal.mean)
 
     @torch.no_grad()
@@ -191,18 +188,29 @@ class Bamba(nn.Module):
         return self.policy(self.encoder(self.normal(states))), memory
 
 
+def check_body(env: str, spec: Spec, state: int, action: int) -> None:
+    """ValueError if data with these dims were recorded on another body."""
+    if (state, action) != (spec.state, spec.action):
+        raise ValueError(
+            f"the data have {state} state and {action} action dims, {env} has {spec.state} and {spec.action}: "
+            "--env and the data must be of the same body"
+        )
+
+
+def recorded(cfg) -> d4rl_utils.Dataset:
+    """The transitions that the settings name, and what they are."""
+    if cfg.dataset_file:
+        return d4rl_utils.read_hdf5(cfg.dataset_file)
+    return d4rl_utils.open_dataset(cfg.env, cfg.dataset_type, cfg.data, cfg.dataset_dir, cfg.local_transitions)
+
+
 def data(cfg: BambaConfig, device: torch.device | str, seed: int) -> tuple[Windows, d4rl_utils.Identity]:
     """The sampler on the training device, and what the data are."""
-    if cfg.dataset_file:
-        transitions, identity = d4rl_utils.read_hdf5(cfg.dataset_file)
-    else:
-        transitions, identity = d4rl_utils.open_dataset(
-            cfg.env, cfg.dataset_type, cfg.data, cfg.dataset_dir, cfg.local_transitions
-        )
+    transitions, identity = recorded(cfg)
     return Windows(transitions, cfg.context_length, device, seed), identity
 
 
-def world(cfg: BambaConfig) -> World:
+def world(cfg) -> World:
     """The body that the data were recorded on."""
     env = d4rl_utils.make_env(cfg.env, cfg.env_version)
     low, high = env.action_space.low.tolist(), env.action_space.high.tolist()

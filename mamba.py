@@ -237,8 +237,7 @@ class Selective(nn.Module):
 
     def go_on(self, x: Tensor, state: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """A few more tokens x (n, c, E) after state (n, E, N); an unreal one (n, c) neither decays nor writes."""
-        dt, B, C = self.choose(x)
-        A, ys = -wide(self.A_log).exp(), []
+        (dt, B, C), A, ys = self.choose(x), -wide(self.A_log).exp(), []
         dt = dt if real is None else dt * real[..., None]
         for t in range(x.shape[1]):
             y, state = selective_step(x[:, t], dt[:, t], A, B[:, t], C[:, t], state)
@@ -247,10 +246,9 @@ class Selective(nn.Module):
 
 
 class Mamba1(Selective):
-    """u (B, L, D) -> (B, L, D). x, z = in(u); convolve x, which names its dt, B, C; out((scan + D x) silu(z))
+    """u (B, L, D) -> (B, L, D). x, z = in(u); convolve x, which names its dt, B, C; out((scan + D x) silu(z))"""
 
-    It is a `Selective` and does not hold one, because mamba-ssm's names of parameters are flat.
-    """
+    # it is a Selective and does not hold one, because mamba-ssm's names of parameters are flat
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ from config import CONFIGS
 
 FORMAT = 1  # of checkpoints; raise it when old ones cannot be woken any more
 SYSTEMS = {"bamba": ("agent", "Bamba")}  # name -> module and class; config.CONFIGS has the config class
+SYSTEMS |= dict.fromkeys(("dt", "dmamba", "dm"), ("decision", "Decision"))
 
 
 def system_of(name: str) -> tuple:
