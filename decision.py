@@ -45,12 +45,13 @@ SCALE = 1000.0  # returns are divided by this on their way into the network
 EMA = 1e-3  # share of the policy that enters its running mean in each update
 
 
-def target_of(cfg) -> float:
-    """The return to ask for. ValueError for one that is no number."""
-    if cfg.target_return is not None:
-        if not math.isfinite(cfg.target_return):
-            raise ValueError(f"target_return = {cfg.target_return} cannot be asked for: take a finite return")
-        return cfg.target_return
+def target_of(cfg, goal: float | None = None) -> float:
+    """The return to ask for: `goal`, or the settings', or the table's. ValueError for one that is no number."""
+    goal = cfg.target_return if goal is None else goal
+    if goal is not None:
+        if not math.isfinite(goal):
+            raise ValueError(f"target_return = {goal} cannot be asked for: take a finite return")
+        return goal
     if cfg.env == "halfcheetah" and "expert" not in cfg.dataset_type:
         return HALFCHEETAH_UNEXPERT
     if cfg.env not in TARGETS:
@@ -264,7 +265,7 @@ class Decision(nn.Module):
         if self.cfg.inference == "staggered":
             layers = pytree.tree_map(lambda x: torch.stack([x, x], 1), layers)
         return Memory(
-            torch.full_like(zeros(n), self.target if goal is None else goal),
+            torch.full_like(zeros(n), target_of(self.cfg, goal)),
             torch.zeros(n, dtype=torch.long, device=self.device),
             zeros(n, k),
             zeros(n, k, self.spec.state),
@@ -285,15 +286,8 @@ class Decision(nn.Module):
         push = lambda past, new: torch.cat([past[:, 1:], new[:, None]], 1)  # noqa: E731
         rtg, states = push(memory.rtg, wanted / SCALE), push(memory.states, self.normal(state))
         if self.cfg.inference == "window":
-            h, layers = (
-                self.look_back(
-                    rtg,
-                    states,
-                    push(memory.actions, torch.zeros_like(self.middle).expand_as(memory.actions[:, 0])),
-                    memory.t,
-                ),
-                (),
-            )
+            blank = torch.zeros_like(memory.actions[:, 0])  # the present step has no action yet
+            h, layers = self.look_back(rtg, states, push(memory.actions, blank), memory.t), ()
         else:
             h, layers = self.go_on(rtg, states, memory)
         action = self.bounded(self.policy.action(h))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 20  # tokens of a chunk: the backward makes that many states again
-BLOCK = 2**19  # numbers of one (tokens, rows, N, E) array on a CPU; three of them are in use at a time
+BLOCK = 2**19  # numbers of one (tokens, rows, N, E) array on a CPU; four of them are in use at a time
 
 
 def selective_scan_loop(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def selective_scan_kernel(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor
 @torch.library.custom_op("bamba::selective_scan", mutates_args=())
 def _scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """y (B, L, E), and the state at the start of every chunk (chunks, B, N, E). For the compiler, one operation."""
-    decay, y, (rows, length, _) = A.T * math.log2(math.e), torch.empty_like(x), x.shape
+    decay, y, (rows, length, _) = A.T.contiguous() * math.log2(math.e), torch.empty_like(x), x.shape
     starts = x.new_zeros(-(-length // CHUNK), rows, *decay.shape)
     dt, dtx, B, C, out = (t.transpose(0, 1) for t in (dt, dt * x, B, C, y))  # time first: a token is contiguous
     for r in blocks(x, decay):
@@ -81,7 +81,7 @@ def _scan_backward(
     gdtx, gdt, gB, gC = (t.transpose(0, 1) for t in into)
     gy, step, dtx, B, C = (t.transpose(0, 1) for t in (gy, dt, dt * x, B, C))
     for r in blocks(x, decay):
-        full = buffers(3, r, decay)
+        full = buffers(4, r, decay)
         later = None  # what the following chunk wants of this one's last state
         for k in reversed(range(0, length, CHUNK)):
             t, start = slice(k, k + CHUNK), starts[k // CHUNK, r]
@@ -93,8 +93,8 @@ def _scan_backward(
                 g[i].addcmul_(a[i + 1], g[i + 1])
             later = a[0] * g[0]
             gdtx[t, r] = (B[t, r, None] @ g).squeeze(2)
-            gB[t, r] = (g * dtx[t, r, None]).sum(-1)
-            gC[t, r] = (h * gy[t, r, None]).sum(-1)
+            gB[t, r] = torch.mul(g, dtx[t, r, None], out=full[3][: len(a)]).sum(-1)
+            gC[t, r] = torch.mul(h, gy[t, r, None], out=full[3][: len(a)]).sum(-1)
             a[0] *= start  # from here a is the gradient of the exponent dt A: g_t exp(dt_t A) h_{t-1}
             a[1:] *= h[:-1]
             a *= g
@@ -141,7 +141,7 @@ def _remember(ctx, inputs, output):
 
 
 def _pull_back(ctx, gy, _):
-    return _scan_backward(gy, *ctx.saved_tensors)
+    return (None,) * 5 if gy is None else _scan_backward(gy, *ctx.saved_tensors)
 
 
 _scan.register_autograd(_pull_back, setup_context=_remember)
