@@ -41,6 +41,7 @@ MIXER = {"dt": "attention", "dmamba": "mamba1", "dm": {"p": "grained", "dual": "
 # halfcheetah's halved where no expert was among those who collected the data; ant's is Online DT's.
 TARGETS = {"hopper": 3600.0, "walker2d": 5000.0, "halfcheetah": 12000.0, "ant": 5000.0}
 HALFCHEETAH_UNEXPERT = 6000.0
+INFERENCE = ("window", "recurrent", "staggered")
 SCALE = 1000.0  # returns are divided by this on their way into the network
 EMA = 1e-3  # share of the policy that enters its running mean in each update
 
@@ -324,6 +325,8 @@ def refuse(cfg) -> None:
             f"context_length = {cfg.context_length} must be from 1 to max_ep_len = {cfg.max_ep_len}: "
             "a window is a stretch of one episode"
         )
+    if cfg.inference not in INFERENCE:
+        raise ValueError(f"inference must be one of {', '.join(INFERENCE)}, not {cfg.inference!r}")
     if cfg.agent == "dt" and cfg.inference != "window":
         raise ValueError(
             f"dt cannot act by {cfg.inference} inference: attention has no state to carry, and cached keys of deep "
