@@ -1,6 +1,6 @@
 """Forward and backward of Mamba-1's scan and layer, beside their peers and beside the machine's limit.
 
-    python benchmarks/scan_speed.py [--shapes 64,60,256,16 ...] [--device cpu] [--compile]
+    python benchmarks/scan_speed.py [--shapes 64,60,256,16 ...] [--device cpu] [--threads 1 --clock cpu]
 
 The scan alone: ours, and its definition, a loop over tokens. The layer: ours, and `transformers`' MambaMixer (PyTorch
 path) with the same weights. A peer that would take minutes runs on fewer rows, and its time is scaled up (`rows`). The
@@ -9,6 +9,7 @@ Times are the least of the repeats, taken in turns: others may be using the mach
 """
 
 import argparse
+import time
 
 import torch
 from common import median_seconds, write
@@ -16,7 +17,7 @@ from common import median_seconds, write
 import mamba
 import scan
 
-PEER_NUMBERS = 2**24  # rows * tokens * channels * states from which a peer gets fewer rows
+PEER_NUMBERS = 2**21  # rows * tokens * channels * states from which a peer gets fewer rows
 
 
 def both_ways(fn, inputs, pull):
@@ -45,14 +46,17 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: of this process; with --threads 1"
+    )
     args = parser.parse_args()
-    device, rows = args.device, []
+    device, rows, clock = args.device, [], time.process_time if args.clock == "cpu" else time.perf_counter
     if args.threads:
         torch.set_num_threads(args.threads)
 
     big = torch.randn(2**26, device=device)
     copy = torch.empty_like(big)
-    bandwidth = 2 * big.nbytes / median_seconds(lambda: copy.copy_(big), 2, 5, device, min)
+    bandwidth = 2 * big.nbytes / median_seconds(lambda: copy.copy_(big), 2, 5, device, min, clock)
     print(f"a copy moves {bandwidth / 1e9:.1f} GB/s")
 
     for shape in args.shapes:
@@ -83,7 +87,7 @@ def main() -> None:
         for turn in range(args.repeats):
             for name, (run, b) in times.items():
                 if turn < 2 or "ours" in name:  # peers are slow and need no fine ruler
-                    least[name] = min(least[name], median_seconds(run, int(turn == 0), 1, device) * B / b)
+                    least[name] = min(least[name], median_seconds(run, int(turn == 0), 1, device, clock=clock) * B / b)
         moved = 4 * (B * L * E * 8 + B * L * N * 6 + 3 * E * N)  # x, dt, y | gy, x, dt, gx, gdt; B, C twice, gB, gC; A
         limit = moved / bandwidth
         for name, (_, b) in times.items():
@@ -97,7 +101,7 @@ def main() -> None:
         }
         rows.append({"shape": [B, L, E, N], "times_faster": ratios})
         print(f"{shape:16} times faster: {ratios}; limit {limit * 1e3:.1f} ms")
-    print(write(f"scan_speed_{device}", {"gb_per_s": round(bandwidth / 1e9, 1), "rows": rows}))
+    print(write(f"scan_speed_{device}", {"clock": args.clock, "gb_per_s": round(bandwidth / 1e9, 1), "rows": rows}))
 
 
 if __name__ == "__main__":
