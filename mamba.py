@@ -297,8 +297,7 @@ class Mamba1(Selective):
 
 def conv_advance(x: Tensor, past: Tensor, weight: Tensor, bias: Tensor, real: Tensor | None = None):
     """`causal_conv` of a few tokens. x (n, c, C), past (n, C, W), real (n, c) -> (n, c, C), the next past"""
-    W = past.shape[-1]
-    x = x if real is None else x * real[..., None]
+    W, x = past.shape[-1], x if real is None else x * real[..., None]
     x = torch.cat([past[..., 1:].mT, x], 1)  # (n, W-1+c, C)
     return causal_conv(x, weight, bias)[:, W - 1 :], x[:, -W:].mT
 

@@ -384,7 +384,7 @@ def test_an_action_that_depends_on_ten_steps_ago(kind, solves, monkeypatch):
         "dt" if kind == "blind" else kind, spec, **sizes, **({"d_state": 16} if kind == "dmamba" else {})
     ).train()
     agent.normal.mean.zero_(), agent.normal.std.fill_(1.0)
-    for update in range(600):
+    for update in range(400 if solves else 200):
         g = torch.Generator().manual_seed(update)
         states = torch.randint(0, 2, (32, k, 1), generator=g).float() * 2 - 1
         actions = F.pad(states, (0, 0, lag, 0))[:, :k] * 0.8
