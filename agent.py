@@ -174,16 +174,13 @@ class Bamba(nn.Module):
 
     def prepare(self, data: Windows) -> None:
         """The normaliser's statistics come from the data, once. ValueError if the data are of another body."""
-        dims, own = (data.states.shape[1], data.widths[0]), (self.spec.state, self.spec.action)
-        if dims != own:
-            raise ValueError(
-                f"the data have {dims[0]} state and {dims[1]} action dims, {self.cfg.env} has {own[0]} and {own[1]}: "
-                "--env must name the environment that recorded the data (a body, or one of Gymnasium's ids)"
-            )
+        check_body(self.cfg.env, self.spec, data.states.shape[1], data.widths[0])
         self.normal.fit(data.states)
 
     # -- how it acts -----------------------------------------------------------------------------
     def reset(self, n: int, goal: None = None) -> Memory:
+        if goal is not None:
+            raise ValueError(f"{self.cfg.agent} wants the highest return: it cannot be asked for {goal}")
         return forget(n, self.cfg.context_length, self.normal.mean)
 
     @torch.no_grad()
@@ -193,13 +190,22 @@ class Bamba(nn.Module):
         return self.policy(self.encoder(self.normal(states))), memory
 
 
+def check_body(env: str, spec: Spec, state: int, action: int) -> None:
+    """ValueError if data with these dims were recorded in another environment."""
+    if (state, action) != (spec.state, spec.action):
+        raise ValueError(
+            f"the data have {state} state and {action} action dims, {env} has {spec.state} and {spec.action}: "
+            "--env must name the environment that recorded the data (a body, or one of Gymnasium's ids)"
+        )
+
+
 def data(cfg: BambaConfig, device: torch.device | str, seed: int) -> tuple[Windows, d4rl_utils.Identity]:
     """The sampler on the training device, and what the data are."""
     transitions, identity = d4rl_utils.open_data(cfg)
     return Windows(transitions, cfg.context_length, device, seed), identity
 
 
-def world(cfg: BambaConfig) -> World:
+def world(cfg) -> World:
     """The environment that the data were recorded in."""
     stage = d4rl_utils.open_environment(cfg)
     env = stage.make()

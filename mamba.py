@@ -6,10 +6,10 @@ is seen.
 
 One map has several faces, and the tests hold them equal:
 
-  ssd_recurrent, selective_scan_loop    the definition, one token after another
-  ssd_dual                              all tokens at once, quadratic in L: the fastest face for short windows
-  ssd_chunked                           dual inside a chunk, recurrent between chunks: linear in L
-  .start / .step                        one token, constant memory: for acting
+  ssd_recurrent              Mamba-2's definition, one token after another (Mamba-1's scans are in scan.py)
+  ssd_dual                   all tokens at once, quadratic in L: the fastest face for short windows
+  ssd_chunked                dual inside a chunk, recurrent between chunks: linear in L
+  .start / .step, .advance   one token, or a few, after those of before, in constant memory: for acting
 
 Letters, in shapes:
   B batch    L length    D d_model    E = expand * D, inner width    P headdim    H = E / P, heads
@@ -31,6 +31,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from scan import selective_scan, selective_scan_kernel, selective_step
 
 LOG_ZERO = -750.0  # exp(LOG_ZERO) is 0 in float64, and so in everything narrower
 DUAL_MAX = 100  # up to this length the dual form is faster than the chunked one (they cross at 96 to 128 on a CPU)
@@ -98,24 +100,6 @@ def ssd_chunked(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_si
     states = torch.stack(states, 1).flatten(0, 1).to(x.dtype)  # (B*chunks, H, P, N)
     y = y + torch.einsum("bhpn,bin->bihp", states, C) * g.exp()[..., None].to(x.dtype)
     return y.unflatten(0, (batch, -1)).flatten(1, 2)[:, :L]
-
-
-def selective_scan_loop(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """Mamba-1's definition: h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t ; y_t = h_t . C_t, in every channel.
-
-    x and dt (B, L, E), A (E, N) < 0, B and C (B, L, N) -> y (B, L, E)
-    """
-    state, ys = dt.new_zeros(*x[:, 0].shape, A.shape[-1]), []  # (B, E, N)
-    for t in range(x.shape[1]):
-        y, state = selective_step(x[:, t], dt[:, t], A, B[:, t], C[:, t], state)
-        ys.append(y)
-    return torch.stack(ys, 1)
-
-
-def selective_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One token of it. x and dt (B, E), A (E, N), B and C (B, N), state (B, E, N) -> y (B, E), the next state"""
-    state = (dt[..., None] * A).exp() * state + (dt * x)[..., None] * B[:, None]
-    return (state * C[:, None]).sum(-1).to(x.dtype), state
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -206,8 +190,8 @@ class Mamba2(nn.Module):
     def step(self, u: Tensor, state: State) -> tuple[Tensor, State]:
         """One token. u (n, D), state -> (n, D), the next state"""
         z, xBC, dt = self.in_proj(u).split(self.widths, -1)
-        mixed, conv = conv_step(wide(xBC), state.conv, self.conv1d.weight, self.conv1d.bias)
-        x, B, C = self.activate(mixed, xBC.dtype)  # (n, H, P), (n, N), (n, N)
+        mixed, conv = conv_advance(wide(xBC)[:, None], state.conv, self.conv1d.weight, self.conv1d.bias)
+        x, B, C = self.activate(mixed[:, 0], xBC.dtype)  # (n, H, P), (n, N), (n, N)
         dt = F.softplus(wide(dt) + wide(self.dt_bias))  # (n, H)
         y, ssm = ssd_step(x, dt, -wide(self.A_log).exp(), B, C, state.ssm)
         return self.finish(y, x, z), State(conv, ssm)
@@ -225,8 +209,46 @@ class Mamba2(nn.Module):
         return self.out_proj(y.to(z.dtype))
 
 
-class Mamba1(nn.Module):
+class Selective(nn.Module):
+    """Mamba-1's core, without projections and gate: each token names its own dt, B and C. (B, L, E) -> (B, L, E)"""
+
+    def __init__(self, inner: int, rank: int, d_state: int = 16, backend: str = "auto"):
+        super().__init__()
+        check_backend(backend)
+        self.widths, self.backend = [rank, d_state, d_state], backend  # of dt, B and C, in x_proj's order
+        self.x_proj = nn.Linear(inner, sum(self.widths), bias=False)
+        self.dt_proj = nn.Linear(rank, inner)
+        nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
+        self.dt_proj.bias = no_weight_decay(initial_dt_bias(inner))
+        self.A_log = no_weight_decay(torch.arange(1.0, d_state + 1).log().repeat(inner, 1))
+        self.D = no_weight_decay(torch.ones(inner))
+
+    def choose(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """dt (..., E), B and C (..., N) of tokens x (..., E)."""
+        dt, B, C = self.x_proj(x).split(self.widths, -1)
+        return F.softplus(wide(F.linear(dt, self.dt_proj.weight)) + wide(self.dt_proj.bias)), B, C
+
+    def scan(self, x: Tensor) -> Tensor:
+        """All tokens of x (B, L, E), from nothing. -> (B, L, E), at least float32"""
+        dt, B, C = self.choose(x)
+        kernel = resolve_backend(self.backend, x.device, x.shape[1], kernel_min=0) == "mamba_ssm"
+        y = (selective_scan_kernel if kernel else selective_scan)(x, dt, -wide(self.A_log).exp(), B, C)
+        return wide(y) + self.D * x
+
+    def go_on(self, x: Tensor, state: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """A few more tokens x (n, c, E) after state (n, E, N); an unreal one (n, c) neither decays nor writes."""
+        (dt, B, C), A, ys = self.choose(x), -wide(self.A_log).exp(), []
+        dt = dt if real is None else dt * real[..., None]
+        for t in range(x.shape[1]):
+            y, state = selective_step(x[:, t], dt[:, t], A, B[:, t], C[:, t], state)
+            ys.append(y)
+        return wide(torch.stack(ys, 1)) + self.D * x, state
+
+
+class Mamba1(Selective):
     """u (B, L, D) -> (B, L, D). x, z = in(u); convolve x, which names its dt, B, C; out((scan + D x) silu(z))"""
+
+    # it is a Selective and does not hold one, because mamba-ssm's names of parameters are flat
 
     def __init__(
         self,
@@ -237,31 +259,19 @@ class Mamba1(nn.Module):
         dt_rank: int | str = "auto",
         backend: str = "auto",
     ):
-        super().__init__()
         rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
         check_sizes(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand, dt_rank=rank)
-        check_backend(backend)
         inner = expand * d_model
-        self.widths, self.backend = [rank, d_state, d_state], backend  # of dt, B and C, in x_proj's order
-
+        super().__init__(inner, rank, d_state, backend)
         self.in_proj = nn.Linear(d_model, 2 * inner, bias=False)
         self.conv1d = depthwise(inner, d_conv)
-        self.x_proj = nn.Linear(inner, sum(self.widths), bias=False)
-        self.dt_proj = nn.Linear(rank, inner)
-        nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
-        self.dt_proj.bias = no_weight_decay(initial_dt_bias(inner))
-        self.A_log = no_weight_decay(torch.arange(1.0, d_state + 1).log().repeat(inner, 1))
-        self.D = no_weight_decay(torch.ones(inner))
         self.out_proj = nn.Linear(inner, d_model, bias=False)
 
     def forward(self, u: Tensor) -> Tensor:
         """All tokens. u (B, L, D) -> (B, L, D)"""
         x, z = self.in_proj(u).chunk(2, -1)  # (B, L, E) each
         x = F.silu(causal_conv(wide(x), self.conv1d.weight, self.conv1d.bias)).to(x.dtype)
-        dt, B, C = self.choose(x)
-        kernel = resolve_backend(self.backend, u.device, u.shape[1]) == "mamba_ssm"
-        y = (selective_scan_kernel if kernel else selective_scan_loop)(x, dt, -wide(self.A_log).exp(), B, C)
-        return self.finish(y, x, z)
+        return self.out_proj((self.scan(x) * F.silu(wide(z))).to(z.dtype))
 
     def start(self, n: int) -> State:
         """Nothing seen yet, for n rows."""
@@ -271,28 +281,25 @@ class Mamba1(nn.Module):
 
     def step(self, u: Tensor, state: State) -> tuple[Tensor, State]:
         """One token. u (n, D), state -> (n, D), the next state"""
+        y, state = self.advance(u[:, None], state)
+        return y[:, 0], state
+
+    def advance(self, u: Tensor, state: State, real: Tensor | None = None) -> tuple[Tensor, State]:
+        """A few tokens. u (n, c, D), state -> (n, c, D), the next state
+
+        real (n, c): 0 for a token that is to leave no trace; such tokens come before a row's first real one.
+        """
         x, z = self.in_proj(u).chunk(2, -1)
-        new, conv = conv_step(wide(x), state.conv, self.conv1d.weight, self.conv1d.bias)
-        x = F.silu(new).to(x.dtype)  # (n, E)
-        dt, B, C = self.choose(x)
-        y, ssm = selective_step(x, dt, -wide(self.A_log).exp(), B, C, state.ssm)
-        return self.finish(y, x, z), State(conv, ssm)
-
-    def choose(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What makes the scan selective: each token names its own dt (..., E), B and C (..., N). x (..., E)"""
-        dt, B, C = self.x_proj(x).split(self.widths, -1)
-        return F.softplus(wide(F.linear(dt, self.dt_proj.weight)) + wide(self.dt_proj.bias)), B, C
-
-    def finish(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        """y, x and z (..., E) -> (..., D)"""
-        y = wide(y) + self.D * x
-        return self.out_proj((y * F.silu(wide(z))).to(z.dtype))
+        new, conv = conv_advance(wide(x), state.conv, self.conv1d.weight, self.conv1d.bias, real)
+        y, ssm = self.go_on(F.silu(new).to(x.dtype), state.ssm, real)
+        return self.out_proj((y * F.silu(wide(z))).to(z.dtype)), State(conv, ssm)
 
 
-def conv_step(x: Tensor, past: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """`causal_conv` of one token. x (n, C), past (n, C, W) -> (n, C), the next past"""
-    past = torch.cat([past[..., 1:], x[..., None]], -1)
-    return (past * weight[:, 0]).sum(-1) + bias, past
+def conv_advance(x: Tensor, past: Tensor, weight: Tensor, bias: Tensor, real: Tensor | None = None):
+    """`causal_conv` of a few tokens. x (n, c, C), past (n, C, W), real (n, c) -> (n, c, C), the next past"""
+    W, x = past.shape[-1], x if real is None else x * real[..., None]
+    x = torch.cat([past[..., 1:].mT, x], 1)  # (n, W-1+c, C)
+    return causal_conv(x, weight, bias)[:, W - 1 :], x[:, -W:].mT
 
 
 def depthwise(channels: int, width: int) -> nn.Conv1d:
@@ -315,12 +322,16 @@ def initial_dt_bias(n: int, low: float = 1e-3, high: float = 1e-1, floor: float 
 # -- which implementation runs ----------------------------------------------------------------------------------------
 
 
-def resolve_backend(requested: str, device: torch.device | str, length: int) -> str:
-    """ "auto", "torch" or "mamba_ssm" -> who computes a scan of this length on this device: "torch" or "mamba_ssm"."""
+def resolve_backend(requested: str, device: torch.device | str, length: int, kernel_min: int | None = None) -> str:
+    """ "auto", "torch" or "mamba_ssm" -> who computes a scan of this length here: "torch" or "mamba_ssm".
+
+    kernel_min: up to this length auto stays with PyTorch; Mamba-1, which has no dual form, says 0.
+    """
     check_backend(requested)
+    kernel_min = KERNEL_MIN if kernel_min is None else kernel_min
     cuda = torch.device(device).type == "cuda"
     if requested == "auto":
-        return "mamba_ssm" if cuda and length > KERNEL_MIN and not kernels_missing() else "torch"
+        return "mamba_ssm" if cuda and length > kernel_min and not kernels_missing() else "torch"
     if requested == "mamba_ssm" and (
         problem := kernels_missing() if cuda else f"the tensors are on {device}, not on CUDA"
     ):
@@ -332,9 +343,9 @@ def resolve_backend(requested: str, device: torch.device | str, length: int) -> 
     return requested
 
 
-def describe_backend(requested: str, device: torch.device | str, length: int) -> str:
+def describe_backend(requested: str, device: torch.device | str, length: int, kernel_min: int | None = None) -> str:
     """One line for the log: who computes the scans."""
-    if resolve_backend(requested, device, length) == "mamba_ssm":
+    if resolve_backend(requested, device, length, kernel_min) == "mamba_ssm":
         return f"mamba: mamba-ssm kernels on {device}, L = {length}"
     return f"mamba: PyTorch on {device}, L = {length}"
 
@@ -357,14 +368,6 @@ def ssd_kernel(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_siz
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     return mamba_chunk_scan_combined(x, dt, A, B[:, :, None], C[:, :, None], chunk_size)  # B, C (B, L, G=1, N)
-
-
-def selective_scan_kernel(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """`selective_scan_loop` by mamba-ssm, which keeps time last."""
-    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-
-    x, dt, B, C = (t.mT.contiguous() for t in (x, dt.to(x.dtype), B, C))  # (B, E, L), (B, E, L), (B, N, L), (B, N, L)
-    return selective_scan_fn(x, dt, A, B, C).mT
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

@@ -4,6 +4,9 @@ A window of an episode's step t holds the K states that end in t, oldest first, 
 episode's start repeat its first state, as frame stacks do, so there is no padding and no mask, and the agent is trained
 on exactly what it meets when it acts. `window` is that rule; `Windows` applies it to recorded rows, `remember` to live
 ones.
+
+Return-conditioned agents learn from spans: up to K steps that start anywhere, left-aligned, right-padded under a mask.
+A causal model's outputs at real steps do not see what stands behind them.
 """
 
 from typing import NamedTuple
@@ -60,6 +63,67 @@ class Windows:
         # One step later the oldest state falls out and s' comes in; before K steps the first state just repeats less.
         next_states = torch.cat([states[:, 1:], next_state[:, None]], 1)
         return Window(states, action, reward.squeeze(1), next_states, alive.squeeze(1))
+
+    def state_dict(self) -> dict:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.generator.set_state(state["generator"].cpu())
+
+
+class Span(NamedTuple):
+    """A batch of stretches of episodes. Raw units. Places behind a stretch's end repeat its last step, under mask 0."""
+
+    rtg: Tensor  # (B, K)  return-to-go: the sum of rewards from here to the episode's end, undiscounted
+    states: Tensor  # (B, K, S)
+    actions: Tensor  # (B, K, A)
+    steps: Tensor  # (B, K) long  of the episode, from 0
+    mask: Tensor  # (B, K)  1 real, then 0
+
+
+class Spans:
+    """Recorded transitions on the training device, sampled as spans; every transition is equally likely to be a start.
+
+    transitions: a `d4rl_utils.Transitions` (NumPy arrays). seed: of the sampler's own generator.
+    """
+
+    def __init__(self, transitions, k: int, device: torch.device | str, seed: int):
+        rows = len(transitions.rewards)
+        if not rows:
+            raise ValueError("the dataset holds no transition")
+        self.k = k
+        first = torch.tensor(transitions.first)
+        starts, lengths = torch.unique_consecutive(first, return_counts=True)
+        last = (starts + lengths - 1).repeat_interleave(lengths)  # the row in which this row's episode ends
+        reward = torch.tensor(transitions.rewards, dtype=torch.float64)
+        total = reward.cumsum(0)
+        rtg = total[last] - total + reward  # in float64: a million rewards lie below this row's
+        facts = (rtg, torch.arange(rows) - first, torch.tensor(transitions.actions), torch.tensor(transitions.states))
+        facts = [x.float().reshape(rows, -1) for x in facts]
+        self.widths = [x.shape[1] for x in facts]
+        self.facts = torch.cat(facts, 1).to(device)  # side by side, so that a batch costs one gather
+        self.last = last.to(device)
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    @property
+    def states(self) -> Tensor:
+        """All recorded states (N, S)."""
+        return self.facts[:, -self.widths[-1] :]
+
+    def sample(self, b: int) -> Span:
+        """B spans, drawn with replacement. No host synchronisation."""
+        rows = torch.randint(len(self.last), (b,), device=self.last.device, generator=self.generator)
+        return self.at(rows)
+
+    def at(self, rows: Tensor) -> Span:
+        """The spans that start in `rows` (B,)."""
+        last = self.last.index_select(0, rows)[:, None]
+        places = rows[:, None] + torch.arange(self.k, device=rows.device)
+        mask = (places <= last).float()
+        places = torch.minimum(places, last)
+        facts = self.facts.index_select(0, places.flatten()).unflatten(0, places.shape)
+        rtg, steps, actions, states = facts.split(self.widths, -1)
+        return Span(rtg.squeeze(-1), states, actions, steps.squeeze(-1).long(), mask)
 
     def state_dict(self) -> dict:
         return {"generator": self.generator.get_state()}

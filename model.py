@@ -1,14 +1,16 @@
-"""Networks, from small to large: MLP, normaliser, RoPE, attention pooling, the trunk of mixers, the encoder, twin
-critics.
+"""Networks, from small to large: MLP, normaliser, RoPE, attention pooling, attention, the trunk of mixers, the encoder,
+twin critics.
 
 Letters: B batch, K (or L) context length, S state, A action, D = d_model. Mixers have letters of their own, in
 mamba.py.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba import Mamba2
+from grained import Dual, MultiGrained
+from mamba import Mamba1, Mamba2
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -64,25 +66,67 @@ class AttentionPool(nn.Module):
         return (score.softmax(1, dtype=torch.promote_types(score.dtype, torch.float32)) * x).sum(1)
 
 
+class Attention(nn.Module):
+    """Causal self-attention, weights N(0, 0.02²) as GPT-2's. (B, L, D) -> (B, L, D)"""
+
+    def __init__(self, dim: int, n_heads: int, drop_p: float = 0.0):
+        super().__init__()
+        if dim % n_heads:
+            raise ValueError(f"d_model = {dim} must be a multiple of n_heads = {n_heads}")
+        self.n_heads, self.drop_p = n_heads, drop_p
+        self.qkv, self.out = small_linear(dim, 3 * dim), small_linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, L, D/H) each
+        if self.training and self.drop_p:
+            future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
+            score = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(future, -torch.inf)
+            weight = score.softmax(-1).to(v.dtype)
+            y = dropout(weight, dropout_bits(1, weight)[0], self.drop_p) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+def small_linear(inputs: int, outputs: int) -> nn.Linear:
+    """GPT-2's start: weights N(0, 0.02²), no bias yet."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 MIXERS = {
+    "attention": lambda cfg: Attention(cfg.d_model, cfg.n_heads, cfg.drop_p),
+    "mamba1": lambda cfg: Mamba1(**mamba1_sizes(cfg)),
+    "grained": lambda cfg: MultiGrained(**mamba1_sizes(cfg)),
+    "dual": lambda cfg: Dual(**mamba1_sizes(cfg)),
     "mamba2": lambda cfg: Mamba2(
         cfg.d_model, cfg.d_state, cfg.d_conv, cfg.expand, cfg.headdim, backend=cfg.mamba_backend
     ),
 }
 
 
-class Block(nn.Module):
-    """x + dropout(mixer(LayerNorm(x))). (B, L, D) -> (B, L, D). bits: a layer's `dropout_bits`; None: no dropout"""
+def mamba1_sizes(cfg) -> dict:
+    names = ("d_model", "d_state", "d_conv", "expand")
+    return {k: getattr(cfg, k) for k in names} | {"backend": cfg.mamba_backend}
 
-    def __init__(self, mixer: nn.Module, dim: int, drop_p: float):
+
+class Block(nn.Module):
+    """x + dropout(mixer(norm(x))). (B, L, D) -> (B, L, D). bits: one of `dropout_bits`; None: no dropout"""
+
+    def __init__(self, mixer: nn.Module, dim: int, drop_p: float, norm: type[nn.Module] = nn.LayerNorm):
         super().__init__()
-        self.norm, self.mixer, self.drop_p = nn.LayerNorm(dim), mixer, drop_p
+        self.norm, self.mixer, self.drop_p = norm(dim, eps=1e-5), mixer, drop_p
 
     def forward(self, x: Tensor, bits: Tensor | None = None) -> Tensor:
         y = self.mixer(self.norm(x))
-        if bits is not None:  # 0 with probability drop_p (to 1/65536), else 1 / (1 − drop_p)
-            y = y * ((bits >= round(self.drop_p * 2**16) - 2**15) * (1 / (1 - self.drop_p)))
-        return x + y
+        return x + (y if bits is None else dropout(y, bits, self.drop_p))
+
+
+def dropout(y: Tensor, bits: Tensor, p: float) -> Tensor:
+    """y with each element 0 with probability p (to 1/65536), else divided by 1 − p. bits: 16 random ones an element"""
+    return y * ((bits >= round(p * 2**16) - 2**15) * (1 / (1 - p)))
 
 
 def dropout_bits(count: int, like: Tensor) -> Tensor:
@@ -94,6 +138,52 @@ def dropout_bits(count: int, like: Tensor) -> Tensor:
     n = count * like.numel()
     bits = torch.randint(-(2**63), 2**63 - 1, ((n + 3) // 4,), device=like.device)
     return bits.view(torch.int16)[:n].view(count, *like.shape)
+
+
+class Trunk(nn.Module):
+    """Blocks one above the other, and a norm at the end. (B, L, D) -> (B, L, D)
+
+    mixers: of the blocks, in order; those that can go on from a state (`start`, `advance`) let the trunk do so too.
+    """
+
+    def __init__(self, mixers: list[nn.Module], dim: int, norm: type[nn.Module], drop_p: float, compiled: bool):
+        super().__init__()
+        if not mixers:
+            raise ValueError("n_layers = 0: a trunk needs at least 1")
+        if not 0 <= drop_p < 1:
+            raise ValueError(f"drop_p = {drop_p} is no dropout probability: take 0 or more and less than 1")
+        self.blocks = nn.ModuleList(Block(mixer, dim, drop_p, norm) for mixer in mixers)
+        self.norm, self.drop_p = norm(dim, eps=1e-5), drop_p
+        if compiled:
+            self.compile_blocks()
+
+    def compile_blocks(self) -> None:
+        """Blocks of one kind share their code: seconds to compile, however many there are."""
+        for block in self.blocks:
+            block.compile(dynamic=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bits = [None] * len(self.blocks)
+        if self.training and self.drop_p:
+            first, *bits = dropout_bits(len(self.blocks) + 1, x)
+            x = dropout(x, first, self.drop_p)
+        for block, its_bits in zip(self.blocks, bits):
+            x = block(x, its_bits)
+        return self.norm(x)
+
+    def start(self, n: int) -> tuple:
+        """The state of every block before the first token, for n rows; empty for one that remembers nothing."""
+        return tuple(b.mixer.start(n) if hasattr(b.mixer, "start") else () for b in self.blocks)
+
+    def advance(self, x: Tensor, states: tuple, real: Tensor) -> tuple[Tensor, tuple]:
+        """A few more tokens (n, c, D); real (n, c): 0 for those that leave no trace. -> (n, c, D), the next states"""
+        after = []
+        for block, state in zip(self.blocks, states):
+            y = block.norm(x)
+            y, state = block.mixer.advance(y, state, real) if state else (block.mixer(y), state)
+            x = x + y
+            after.append(state)
+        return self.norm(x), tuple(after)
 
 
 class Encoder(nn.Module):

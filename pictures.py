@@ -1,6 +1,7 @@
 """What a run shows: its training curves and a video of the agent at work, both without a screen."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,13 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
         (
             loss_axis,
             "losses",
-            [("loss/critic", "critic"), ("loss/state", "next state"), ("loss/reward", "reward")],
+            [
+                ("loss/critic", "critic"),
+                ("loss/action", "action"),
+                ("loss/state", "next state"),
+                ("loss/reward", "reward"),
+                ("loss/return", "next return-to-go"),
+            ],
             True,
         ),
         (
@@ -48,7 +55,18 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
             [("critic/q", "Q(s, a) of the data"), ("actor/q_pi", "Q(s, π(s))"), ("critic/target", "target")],
             False,
         ),
-        (actor_axis, "actor", [("actor/clone", "cloning error"), ("gradient/rest", "gradient norm")], True),
+        (
+            actor_axis,
+            "actor",
+            [
+                ("actor/clone", "cloning error"),
+                ("policy/clone", "cloning error"),
+                ("policy/to_past", "distance to the past policy"),
+                ("gradient/rest", "gradient norm"),
+                ("gradient/all", "gradient norm"),
+            ],
+            True,
+        ),
     ):
         for key, label in keys:
             x, y = series(key)
@@ -59,11 +77,33 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
             if log:
                 axis.set_yscale("log")
         axis.set_title(name)
+        axis.set_visible(bool(axis.lines))
     for axis in figure.axes:
         axis.set_xlabel("updates")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x else "0")
+    figure.savefig(path, format="png", dpi=110)
+
+
+def draw_sweep(asked: Sequence[float], returns: list[np.ndarray], title: str, path: Path) -> None:
+    """The return that was got against the one asked for: every episode, their means, and the diagonal, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 5), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    order = np.argsort(asked)
+    asked, means = np.array(asked)[order], np.array([r.mean() for r in returns])[order]
+    for i, j in enumerate(order):
+        axis.plot([asked[i]] * len(returns[j]), returns[j], ".", color="C0", alpha=0.25, ms=5, mew=0)
+    axis.plot(asked, means, "o-", color="C0", label=f"mean of {len(returns[0])} episodes")
+    axis.plot([asked[0], asked[-1]], [asked[0], asked[-1]], color="0.4", ls="--", lw=1, label="as asked")
+    axis.set(xlabel="return asked for", ylabel="return", title=title)
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, format="png", dpi=110)
 
 

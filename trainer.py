@@ -209,9 +209,9 @@ def settings(argv: list[str] | None) -> tuple:
             new = getattr(cfg, f.name)
             if f.name in MAY_CHANGE:
                 saved = replace(saved, **{f.name: new})
-            elif new != getattr(saved, f.name):
+            elif new != getattr(saved, f.name, None):
                 raise ValueError(
-                    f"--{f.name} {new} would change what the run learns (it has {getattr(saved, f.name)}): "
+                    f"--{f.name} {new} would change what the run learns (it has {getattr(saved, f.name, None)}): "
                     f"a resumed run takes only {', '.join('--' + k for k in MAY_CHANGE)}. "
                     "Start a new one without --resume"
                 )

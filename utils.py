@@ -37,6 +37,7 @@ from d4rl_utils import SCORE_NAMES
 FORMAT = 1  # of checkpoints; raise it when old ones cannot be woken any more
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's names of mallopt's options
 SYSTEMS = {"bamba": ("agent", "Bamba")}  # name -> module and class; config.CONFIGS has the config class
+SYSTEMS |= dict.fromkeys(("dt", "dmamba", "dm"), ("decision", "Decision"))
 
 
 def system_of(name: str) -> tuple:
@@ -168,7 +169,11 @@ def load(path: str | Path, device: torch.device | str = "cpu", **changes) -> tup
     """Wake an agent: (agent, the whole checkpoint). changes: of its config, in where it computes, not in what."""
     part = read_checkpoint(path)
     module, system, _ = system_of(part["system"])
-    cfg = replace(config_of(part, path), device=str(device), **changes)
+    cfg = config_of(part, path)
+    unknown = changes.keys() - {f.name for f in fields(cfg)}
+    if unknown:
+        raise ValueError(f"{path} holds a {part['system']}, which knows no {', '.join(sorted(unknown))}")
+    cfg = replace(cfg, device=str(device), **changes)
     agent = system(cfg, module.Spec(**part["spec"]), device)
     agent.load_state_dict(part["agent"])
     for key, state in part["optimisers"].items():
@@ -275,12 +280,12 @@ def judge_of(agent: torch.nn.Module) -> torch.nn.Module:
 
 
 def evaluate(
-    agent: torch.nn.Module, make_env: Callable, episodes: int, seed: int, frames: list | None = None
+    agent: torch.nn.Module, make_env: Callable, episodes: int, seed: int, frames: list | None = None, goal=None
 ) -> Episodes:
     """Play `episodes` episodes side by side, one environment each, episode i from seed + i; each counts exactly once.
 
     Deterministic actions; one batched forward a step, over the episodes that still run.
-    frames: filled with the pictures of the first episode.
+    frames: filled with the pictures of the first episode. goal: what the agent is asked for, if not what it is used to.
     """
     if episodes < 1:
         raise ValueError(f"{episodes} episodes cannot be averaged: take 1 or more")
@@ -289,7 +294,7 @@ def evaluate(
     as_tensor = lambda x: torch.as_tensor(x, dtype=torch.float64, device=judge.device)  # noqa: E731
     state = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
     returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
-    live, reward, memory = np.arange(episodes), np.zeros(episodes), judge.reset(episodes)
+    live, reward, memory = np.arange(episodes), np.zeros(episodes), judge.reset(episodes, goal)
     while len(live):
         action, memory = judge.act(as_tensor(state), as_tensor(reward), memory)
         action = action.cpu().numpy().astype(np.float32)
@@ -363,6 +368,12 @@ class Judge:
     """another version of the body, e.g. v5; the default is the one of the training"""
     device: str = "auto"
     """auto, cpu, cuda, mps"""
+    target_return: tuple[float, ...] = ()
+    """what to ask of a return-conditioned agent; several: each in turn, and the headline is the first's"""
+    picture: str = ""
+    """draw what was got against what was asked for, as a .png"""
+    inference: str = ""
+    """another way for a return-conditioned agent to look back: window, recurrent, staggered"""
 
 
 def check_env(wanted: str, cfg, data: dict) -> None:
@@ -386,6 +397,8 @@ def judge(options: Judge) -> dict:
     changes = {"compile": False, "cuda_graphs": False}
     if options.env_version:
         changes["env_version"] = options.env_version
+    if options.inference:
+        changes["inference"] = options.inference
     agent, part = load(options.checkpoint, pick_device(options.device), **changes)
     cfg, data = agent.cfg, part["run"]["data"]
     check_env(options.env, cfg, data)
@@ -397,8 +410,9 @@ def judge(options: Judge) -> dict:
     if options.env_version and options.env_version not in world.name:
         raise ValueError(f"--env_version {options.env_version} is for D4RL's bodies: this agent lives in {world.name}")
     frames = [] if options.video else None
+    goals = options.target_return or (None,)
     start = time.time()
-    result = evaluate(agent, world.make, options.episodes, options.seed, frames)
+    result = evaluate(agent, world.make, options.episodes, options.seed, frames, goals[0])
     seconds = time.time() - start
     row = summary(result, world.score)
     name = headline_name(world, data["source"])
@@ -415,6 +429,15 @@ def judge(options: Judge) -> dict:
     else:
         print(f"score   none: there are no reference returns for {world.name}")
     print(f"judged  in {world.name}, {options.episodes} episodes from seed {options.seed}, {seconds:.1f} s; {using}")
+    asked = [result, *(evaluate(agent, world.make, options.episodes, options.seed, goal=g) for g in goals[1:])]
+    for goal, one in zip(options.target_return, asked):
+        mean = float(one.returns.mean())
+        print(f"asked   {goal:g}: return {mean:.1f}" + (f", {name} {world.score(mean):.2f}" if world.score else ""))
+    if options.picture:
+        if not options.target_return:
+            raise ValueError("--picture draws what was got against what was asked for: give --target_return too")
+        with replacing(Path(options.picture)) as file:
+            pictures.draw_sweep(goals, [one.returns for one in asked], f"{cfg.agent}, {data['name']}", file)
     if options.video:
         with replacing(Path(options.video)) as file:
             pictures.write_video(file, frames, world.fps)
@@ -436,6 +459,8 @@ def judge(options: Judge) -> dict:
             "returns": result.returns.tolist(),
             "lengths": result.lengths.tolist(),
         }
+        if options.target_return:
+            record["asked"] = {f"{g:g}": one.returns.tolist() for g, one in zip(goals, asked)}
         with replacing(Path(options.json)) as file:
             file.write_text(json.dumps(record, indent=1) + "\n")
     return row

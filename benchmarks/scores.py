@@ -2,6 +2,7 @@
 
     python benchmarks/scores.py hopper_medium --file datasets/hopper-medium-reroll.hdf5 [--jobs 2]
     python benchmarks/scores.py choices --file ...
+    python benchmarks/scores.py decision_hopper --file ...        (also decision_halfcheetah, dm_ablation)
 
 Every run is one process on one CPU thread; an interrupted run is resumed, a finished one is not repeated. `--file` is
 an HDF5 file in D4RL's layout; its name and SHA-256 are in the result. Rows are written when their last seed is judged.
@@ -17,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from common import ROOT, write
+import torch
+from common import ROOT, median_seconds, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -32,6 +34,7 @@ class Experiment(NamedTuple):
     seeds: list[int]
 
 
+SEQUENCE = ["--preset", "small", "--eval_freq", "5", "--save_freq", "5", "--num_epochs", "30"]
 SMALL = ["--preset", "small", "--eval_freq", "2", "--save_freq", "2", "--compile"]
 
 
@@ -39,6 +42,13 @@ def cloning(env: str) -> Experiment:
     """Behaviour cloning on a body's medium data, beside what the literature reports for it."""
     flags = [*SMALL, "--num_epochs", "16", "--env", env]
     return Experiment(flags, {"cloning (alpha 0)": ["--alpha", "0"]}, [0])
+
+
+def decision(env: str) -> Experiment:
+    """dt, dmamba and dm, and on the same data Bamba and cloning at their small preset, compiled as in the others."""
+    bamba = [*SMALL, "--num_epochs", "30"]
+    rows = {agent: [*SEQUENCE, "--agent", agent] for agent in ("dt", "dmamba", "dm")}
+    return Experiment(["--env", env], rows | {"bamba": bamba, "cloning (alpha 0)": [*bamba, "--alpha", "0"]}, [0, 1, 2])
 
 
 EXPERIMENTS = {
@@ -63,6 +73,20 @@ EXPERIMENTS = {
         },
         [0],
     ),
+    # the return-conditioned agents beside Bamba and cloning
+    "decision_hopper": decision("hopper"),
+    "decision_halfcheetah": decision("halfcheetah"),
+    # what each of dm's three ideas is worth
+    "dm_ablation": Experiment(
+        [*SEQUENCE, "--agent", "dm", "--env", "hopper"],
+        {
+            "dm": [],
+            "no fine branch": ["--block", "coarse"],
+            "no self-evolution": ["--self_evolution", "off"],
+            "no auxiliary losses": ["--w_a", "1", "--w_s", "0", "--w_r", "0"],
+        },
+        [0, 1, 2],
+    ),
 }
 
 
@@ -82,6 +106,17 @@ def judge(folder: Path, episodes: int) -> dict:
         argv = ["--checkpoint", str(folder / "last_checkpoint.pt"), "--episodes", str(episodes), "--json", str(out)]
         subprocess.run([sys.executable, "utils.py", *argv], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     return json.loads(out.read_text())
+
+
+def act_latency(folder: Path) -> float:
+    """Seconds of one environment step, one environment, one thread, float32, in the middle of an episode."""
+    torch.set_num_threads(1)
+    agent, _ = utils.load(folder / "last_checkpoint.pt", compile=False, cuda_graphs=False)
+    agent.eval()
+    state, reward, memory = torch.zeros(1, agent.spec.state), torch.zeros(1), agent.reset(1)
+    for _ in range(50):
+        _, memory = agent.act(state, reward, memory)
+    return median_seconds(lambda: agent.act(state, reward, memory), 5, 50)
 
 
 def draw(name: str, curves: dict[str, list[list[dict]]], first: dict) -> Path:
@@ -160,6 +195,7 @@ def main() -> None:
             "best_of_evaluations_by_seed": [round(max(s), 2) for s in scores],
             "mean_of_last_5_evaluations_by_seed": [round(statistics.mean(s[-5:]), 2) for s in scores],
             "updates_per_s_one_thread": round(statistics.median(rates), 1),
+            "act_ms_one_environment": round(act_latency(mine[0][1]) * 1e3, 3),
         }
         curves[row] = logs
     first = curves[next(iter(curves))][0][0]

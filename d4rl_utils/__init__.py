@@ -7,6 +7,7 @@ from d4rl_utils.datasets import open_data, open_dataset
 from d4rl_utils.environment import boxes_of, frames_per_second, make_env, open_environment
 from d4rl_utils.names import BODIES, DATASET_TYPES, SCORE_NAMES, d4rl_score
 from d4rl_utils.reader import Dataset, Identity, Transitions, read_hdf5
+from d4rl_utils.wanted import wanted
 
 __all__ = [
     "BODIES",
@@ -23,4 +24,5 @@ __all__ = [
     "open_dataset",
     "open_environment",
     "read_hdf5",
+    "wanted",
 ]

@@ -9,14 +9,17 @@ from dataclasses import fields
 import pytest
 from conftest import ROOT
 
-from config import CONFIGS, parse
+from config import CONFIGS, parse, readme_table
 
 FLOORS = [
     {"config"},
-    {"mamba", "learn", "memory"},
+    {"scan", "learn", "memory"},
+    {"mamba"},
+    {"grained"},
     {"model"},
     {"d4rl_utils"},
     {"agent"},
+    {"decision"},
     {"pictures"},
     {"utils"},
     {"trainer"},
@@ -55,7 +58,7 @@ class Wall:
         if name in {"gymnasium", "mujoco", "h5py", "tyro", "tqdm", "matplotlib", "tensorboard", "imageio_ffmpeg"}:
             raise ImportError(f"{name} was imported")
 sys.meta_path.insert(0, Wall())
-import agent
+import agent, decision
 """
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -73,15 +76,12 @@ def test_readme_commands_parse():
         parse(command.split("trainer.py", 1)[1].split())
 
 
-def test_readme_lists_every_flag():
-    """The table of settings is made by `python config.py`; run it again after changing a default or a help line."""
-    text = (ROOT / "README.md").read_text()
+def test_readme_has_the_settings():
+    """The tables are made by `python config.py`; run it again after changing a default or a help line."""
+    table = readme_table()
+    assert table in (ROOT / "README.md").read_text()
     for config in CONFIGS.values():
-        for f in fields(config):
-            default = f.default if f.default != "" else "none"
-            assert re.search(rf"\| `{f.name}` \| {re.escape(str(default))} \|", text), (
-                f"{f.name} = {default} is not in the README"
-            )
+        assert all(f"| `{f.name}` |" in table for f in fields(config))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import mamba
+import scan
 from mamba import Mamba1, Mamba2, describe_backend, resolve_backend
 
 LENGTHS = [1, 2, 3, 4, 5, 20, 64, 257]  # W - 1, W and W + 1 are 3, 4 and 5
@@ -122,6 +123,45 @@ def test_values_and_gradients_are_those_of_a_plain_loop_in_float64(make, length)
             torch.testing.assert_close(
                 gradients[name].double(), expected, rtol=tolerance, atol=tolerance * scale, msg=lambda m, n=name: n + m
             )
+
+
+@pytest.mark.parametrize("chunk, block", [(1, 1), (4, 300), (20, 10**9), (50, 10**9)])
+def test_the_fast_scan_is_the_loop_and_so_are_its_gradients(monkeypatch, chunk, block):
+    """E2: whatever the chunks of time and the blocks of rows; strided inputs as `split` leaves them."""
+    monkeypatch.setattr(scan, "CHUNK", chunk), monkeypatch.setattr(scan, "BLOCK", block)
+    for length in (1, 3, 20, 23):
+        x, BC = torch.randn(5, length, 8), torch.randn(5, length, 8)
+        given = [x, torch.rand(5, length, 8), -3 * torch.rand(8, 4), *BC.split([4, 4], -1)]
+        for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
+            inputs, results = [t.to(dtype).requires_grad_() for t in given], []
+            pull = torch.randn(5, length, 8).to(dtype)
+            for face in (scan.selective_scan, scan.selective_scan_loop):
+                y = face(*inputs)
+                results.append([y, *torch.autograd.grad(y, inputs, pull)])
+            for a, b in zip(*results):
+                torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_the_fast_scan_is_what_autograd_and_the_compiler_take_it_for():
+    given = [torch.randn(2, 5, 3), torch.rand(2, 5, 3), -torch.rand(3, 2), torch.randn(2, 5, 2), torch.randn(2, 5, 2)]
+    given = tuple(t.double().requires_grad_() for t in given)
+    assert torch.autograd.gradcheck(scan.selective_scan, given)
+    torch.library.opcheck(scan._scan, given, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("cuts", [[5], [1, 4], [2, 2, 1], [3, 2]])
+def test_a_few_tokens_at_a_time_are_all_at_once(cuts):
+    layer, u = LAYERS[1](), torch.randn(2, 5, 16)
+    state, ys = layer.start(2), []
+    for part in u.split(cuts, 1):
+        y, state = layer.advance(part, state)
+        ys.append(y)
+    torch.testing.assert_close(torch.cat(ys, 1), layer(u), rtol=1e-4, atol=1e-5)
+    unreal = torch.tensor([[0.0, 1.0, 1.0]]).expand(2, 3)  # a first token that leaves no trace
+    y, one = layer.advance(torch.cat([torch.randn(2, 1, 16), u[:, :2]], 1), layer.start(2), unreal)
+    two, other = layer.advance(u[:, :2], layer.start(2))
+    torch.testing.assert_close(y[:, 1:], two)
+    torch.testing.assert_close(one, other)
 
 
 # -- against code that we did not write -------------------------------------------------------------------------------

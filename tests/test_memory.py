@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d4rl_utils import Transitions
-from memory import Windows, forget, remember, window
+from memory import Spans, Windows, forget, remember, window
 
 
 def layout(lengths: list[int], width: int = 2) -> Transitions:
@@ -95,3 +95,47 @@ def test_no_transition_is_an_error():
     )
     with pytest.raises(ValueError, match="no transition"):
         Windows(empty, 3, "cpu", 0)
+
+
+# -- spans ---------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 6))
+def test_every_span_of_every_layout(lengths, k):
+    data = layout(lengths)
+    spans = Spans(data, k, "cpu", seed=0)
+    batch = spans.at(torch.arange(sum(lengths)))
+    ends = np.cumsum(lengths)
+    for row in range(sum(lengths)):
+        episode, t = data.states[row].astype(int)
+        real = min(k, lengths[episode] - t)
+        assert batch.mask[row].tolist() == [1.0] * real + [0.0] * (k - real)
+        assert batch.states[row, :real].tolist() == [[episode, t + i] for i in range(real)]
+        assert batch.steps[row, :real].tolist() == list(range(t, t + real))
+        assert batch.actions[row, :real, 0].tolist() == list(range(row, row + real))
+        rewards = data.rewards.astype(np.float64)
+        rtg = [rewards[row + i : ends[episode]].sum() for i in range(real)]
+        np.testing.assert_allclose(batch.rtg[row, :real].numpy(), rtg, rtol=1e-6)
+        assert (batch.states[row, real:, 0] == episode).all()  # what stands behind is of the same episode
+    assert spans.states.shape == (sum(lengths), 2) and batch.steps.dtype == torch.long
+
+
+def test_returns_to_go_keep_their_digits_behind_a_million_rewards():
+    data = layout([1000] * 300)
+    data = data._replace(rewards=np.full(300_000, 1000.1, np.float32))
+    rtg = Spans(data, 2, "cpu", 0).at(torch.tensor([299_999])).rtg
+    assert rtg[0, 0].item() == np.float32(1000.1)
+
+
+def test_spans_start_anywhere_alike_and_own_their_stream():
+    sampler = Spans(layout([1, 1, 98]), 3, "cpu", seed=1)
+    starts = sampler.sample(20_000).actions[:, 0].flatten()
+    counts = torch.bincount(starts.long(), minlength=100)
+    assert counts.min() > 120 and counts.max() < 290
+    state = sampler.state_dict()
+    first = sampler.sample(4)
+    sampler.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(first, sampler.sample(4)))
+    with pytest.raises(ValueError, match="no transition"):
+        Spans(layout([1])._replace(rewards=np.zeros(0, np.float32)), 3, "cpu", 0)

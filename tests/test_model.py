@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model import AttentionPool, Block, Encoder, Normaliser, RoPE, TwinQ, dropout_bits
+from model import Attention, AttentionPool, Block, Encoder, Normaliser, RoPE, Trunk, TwinQ, dropout_bits
 
 
 def test_rope_keeps_lengths_and_sees_only_distances():
@@ -91,3 +91,26 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p):
     again = dropout_bits(3, x)
     torch.manual_seed(0)
     assert torch.equal(again, dropout_bits(3, x))
+
+
+def test_attention_is_pytorchs_and_its_dropout_only_trains():
+    layer, x = Attention(16, 2, drop_p=0.5), torch.randn(3, 7, 16)
+    theirs = torch.nn.MultiheadAttention(16, 2, batch_first=True)
+    theirs.in_proj_weight.data, theirs.in_proj_bias.data = layer.qkv.weight.data, layer.qkv.bias.data
+    theirs.out_proj.weight.data, theirs.out_proj.bias.data = layer.out.weight.data, layer.out.bias.data
+    future = torch.ones(7, 7, dtype=torch.bool).triu(1)
+    expected = theirs(x, x, x, attn_mask=future)[0]
+    torch.testing.assert_close(layer.eval()(x), expected)
+    assert not torch.allclose(layer.train()(x), layer(x))
+    layer.drop_p = 1e-12  # the training path without losing anything
+    torch.testing.assert_close(layer(x), expected)
+    with pytest.raises(ValueError, match="multiple of n_heads"):
+        Attention(16, 3)
+
+
+def test_trunk_refuses_and_drops_only_in_training():
+    trunk, x = Trunk([Attention(8, 1), torch.nn.Linear(8, 8)], 8, torch.nn.RMSNorm, 0.5, False), torch.randn(2, 5, 8)
+    assert not torch.equal(trunk(x), trunk(x)) and torch.equal(trunk.eval()(x), trunk(x))
+    assert trunk.start(2) == ((), ())
+    with pytest.raises(ValueError, match="at least 1"):
+        Trunk([], 8, torch.nn.RMSNorm, 0.1, False)

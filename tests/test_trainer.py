@@ -19,6 +19,7 @@ import trainer
 import utils
 from agent import Bamba
 from config import CONFIGS, PRESETS, BambaConfig, parse, word_after
+from decision import Decision
 
 TINY_FLAGS = [f"--{k}={v}" for k, v in {**TINY, "n_layers": 1, "threads": 1, "device": "cpu"}.items()]
 
@@ -154,6 +155,68 @@ def test_killed_and_told_to_stop_a_run_ends_as_if_nothing_had_happened(hopper_fi
     assert logs[0][1:] == logs[1][1:]
 
 
+SEQUENCE = dict(d_model=16, n_layers=1, context_length=3, batch_size=8, warmup_steps=2, threads=1, device="cpu")
+
+
+@pytest.mark.parametrize("agent", ["dt", "dmamba", "dm"])
+def test_every_agent_trains_stops_resumes_and_is_judged(agent, hopper_file, tmp_path, monkeypatch, capsys):
+    """E10 through the front door: told to stop in mid-epoch, a run ends with the bits of one that was not."""
+    given = {"agent": agent, **SEQUENCE, "dataset": hopper_file, "num_epochs": 3, "updates_per_epoch": 5}
+    given |= {"eval_freq": 3, "num_eval_episodes": 2, "refresh_every": 4}
+    argv = ["--no_tensorboard", *(f"--{k}={v}" for k, v in given.items())]
+    assert trainer.main([*argv, "--output_dir", str(tmp_path / "calm")]) == 0
+
+    update = Decision.update
+
+    def told(self, batch):
+        if self.updates == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return update(self, batch)
+
+    monkeypatch.setattr(Decision, "update", told)
+    assert trainer.main([*argv, "--output_dir", str(tmp_path / "rough")]) == 128 + signal.SIGTERM
+    monkeypatch.setattr(Decision, "update", update)
+    folder = only_run(tmp_path / "rough")
+    assert trainer.main(["--resume", str(folder)]) == 0
+    parts = [utils.read_checkpoint(f) for f in (only_run(tmp_path / "calm"), folder)]
+    for key in ("agent", "optimisers", "run"):
+        for one, other in zip(*(pytree.tree_leaves(part[key]) for part in parts), strict=True):
+            assert torch.equal(one, other) if torch.is_tensor(one) else one == other
+
+    capsys.readouterr()
+    picture, record = tmp_path / "sweep.png", tmp_path / "score.json"
+    judge = ["--checkpoint", str(folder), "--episodes", "2", "--device", "cpu", "--picture", str(picture)]
+    utils.main([*judge, "--json", str(record), "--target_return", "3000", "1000"])
+    said = capsys.readouterr().out
+    assert "asked   3000: return" in said and "asked   1000: return" in said and picture.stat().st_size > 5_000
+    assert json.loads(record.read_text())["asked"].keys() == {"3000", "1000"}
+    with pytest.raises(SystemExit):
+        utils.main([*judge, "--inference", "sideways"])
+    assert "inference" in capsys.readouterr().err
+
+
+def test_bamba_cannot_be_asked_for_a_return(hopper_file, tmp_path, capsys):
+    trainer.main(flags(hopper_file, tmp_path, num_epochs=1, eval_freq=0))
+    folder = str(only_run(tmp_path))
+    for more, words in ((["--target_return", "9"], "cannot be asked"), (["--inference", "window"], "knows no inf")):
+        with pytest.raises(SystemExit):
+            utils.main(["--checkpoint", folder, "--device", "cpu", *more])
+        assert words in capsys.readouterr().err
+
+
+def test_the_thin_door_says_its_command(hopper_file, tmp_path):
+    words = ["hopper", "medium", "0", "0.85", "--preset", "small", "--help"]
+    door = subprocess.run(
+        ["sh", str(ROOT / "run.sh"), *words],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    assert door.returncode == 0 and "--alpha_T" in door.stdout
+    assert "trainer.py --agent dm --env hopper --dataset_type medium --alpha_T 0.85 --preset small" in door.stdout
+    assert subprocess.run(["sh", str(ROOT / "run.sh"), "hopper"], capture_output=True).returncode == 2
+
+
 def test_a_finished_run_can_be_made_longer_and_nothing_else(hopper_file, tmp_path, capsys):
     trainer.main(flags(hopper_file, tmp_path, num_epochs=1))
     folder = only_run(tmp_path)
@@ -258,14 +321,26 @@ def test_unknown_flags_and_values_are_errors(argv):
 def test_flags_win_over_presets_and_presets_over_defaults():
     cfg = parse(["--preset", "quick", "--d_model=32", "--no-tensorboard", "--dataset-type", "medium-expert"])
     assert (cfg.d_model, cfg.tensorboard, cfg.dataset_type) == (32, False, "medium-expert")
-    assert cfg.n_layers == PRESETS["quick"]["n_layers"] != BambaConfig().n_layers and cfg.gamma == 0.99
+    assert cfg.n_layers == PRESETS["bamba"]["quick"]["n_layers"] != BambaConfig().n_layers and cfg.gamma == 0.99
     assert word_after("--preset", ["--preset", "a", "--preset=b"]) == "b"
 
 
 def test_presets_name_real_settings():
-    for config in CONFIGS.values():
+    assert PRESETS.keys() == CONFIGS.keys()
+    for agent, config in CONFIGS.items():
         names = {f.name for f in fields(config)}
-        assert all(set(p) <= names for p in PRESETS.values())
+        assert all(set(p) <= names for p in PRESETS[agent].values())
+        assert {"quick", "small"} <= PRESETS[agent].keys()
+    with pytest.raises(ValueError, match="bamba has no preset 'base'; it has small, quick"):
+        parse(["--preset", "base"])
+
+
+@pytest.mark.parametrize("agent", CONFIGS)
+def test_an_agent_starts_from_its_own_defaults_and_presets(agent):
+    cfg = parse(["--agent", agent])
+    assert cfg == CONFIGS[agent]() and cfg.agent == agent
+    small = parse(["--agent", agent, "--preset", "small", "--seed", "3"])
+    assert all(getattr(small, k) == v for k, v in PRESETS[agent]["small"].items()) and small.seed == 3
 
 
 def test_help_shows_every_flag_in_its_section(capsys):
