@@ -253,7 +253,7 @@ def train(cfg: Train) -> None:
     log = read_log(folder)[: -1 if model.num_timesteps == 0 else None]
     before = log[-1].get("seconds", 0.0) if log else 0.0
     print(f"{folder}: from step {model.num_timesteps} to {cfg.steps}", flush=True)
-    describe(cfg)
+    describe(cfg, model.num_timesteps)
     fall_from = (0 if cfg.algorithm == "ppo" else cfg.steps) if cfg.fall_from is None else cfg.fall_from
     if model.num_timesteps == 0:
         look(folder, model, before)
@@ -266,13 +266,15 @@ def train(cfg: Train) -> None:
             save_model(cfg, model)
 
 
-def describe(cfg: Train) -> None:
-    """Write what the manifest will say about the training. One continued by another command tells both."""
+def describe(cfg: Train, done: int) -> None:
+    """Write what the manifest will say about the training. One continued by another command tells both, and when."""
     extra = ("sbx-rl", "jax") if cfg.algorithm == "sbx" else ("torch",)
     file, command = cfg.folder / "settings.json", f"{MODULE} train {cfg.env} {cfg.algorithm} --seed {cfg.seed}"
     command += f" --steps {cfg.steps} --eval_every {cfg.eval_every}"
     command += "" if cfg.fall_from is None else f" --fall_from {cfg.fall_from}"
-    before = json.loads(file.read_text())["command"].split(" && ") if file.exists() else []
+    if done:
+        before = json.loads(file.read_text())["command"]
+        command = before if f"{command} " in f"{before} " else f"{before} && {command} (continued at {done})"
     text = {
         "env_id": f"{IDS[cfg.env]}-v4",
         "algorithm": NAMES[cfg.algorithm],
@@ -280,7 +282,7 @@ def describe(cfg: Train) -> None:
         "seed": cfg.seed,
         "episodes": 100,
         "versions": {p: version(p) for p in ("stable_baselines3", *extra, "gymnasium", "mujoco")},
-        "command": " && ".join(before if command in before else [*before, command]),
+        "command": command,
         "licence": "MIT, as the project: trained from nothing by this script",
     }
     _whole(file, lambda path: path.write_text(json.dumps(text, indent=1, default=str)))
