@@ -285,7 +285,7 @@ def describe(cfg: Train, done: int) -> None:
         "command": command,
         "licence": "MIT, as the project: trained from nothing by this script",
     }
-    _whole(file, lambda path: path.write_text(json.dumps(text, indent=1, default=str)))
+    _whole(file, lambda path: path.write_text(json.dumps(text, indent=1, default=lambda c: c.__name__)))
 
 
 def look(folder: Path, model, before: float) -> None:
