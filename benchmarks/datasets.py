@@ -4,7 +4,7 @@ README.
     python benchmarks/datasets.py                       # all twenty, D4RL's sizes; half an hour on two cores
     python benchmarks/datasets.py --readme              # only write the README's section anew, from the JSON
     python benchmarks/datasets.py --transitions 2000    # a trial: the table on the screen, nothing written
-    python benchmarks/datasets.py hopper-medium-replay --transitions 20000
+    python benchmarks/datasets.py ant-expert            # this one anew, in its place among the others
 
 Each file is made in a temporary folder and removed once it is described; `--dataset_dir` keeps them (a file that is
 there already has no time of making).
@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import ROOT, facts, write
+from common import ROOT, commit, facts, write
 
 import utils
 from d4rl_utils import behaviour, read_hdf5
@@ -60,6 +60,7 @@ def row(name: str, transitions: int, folder: Path) -> dict:
         "seconds": round(identity.transitions / rate, 1) if rate else None,
         "transitions_per_s": round(rate) if rate else None,
         "sha256": identity.sha256,
+        "commit": commit(),
     }
 
 
@@ -68,7 +69,7 @@ def section(result: dict) -> str:
     machine, rows = result["machine"], result["sets"]
     lines = [
         BEGIN,
-        f"The local data sets, made by `{result['command']}` (commit {result['commit']}, {machine['cpu']}, "
+        f"The local data sets, made by `python benchmarks/datasets.py` ({machine['cpu']}, "
         f"{result['cores']} cores). Scores are on D4RL's scale, but of local data: no row belongs in D4RL's tables.",
         "",
         "| name | policies | transitions | episodes | mean return | local score | seconds | transitions/s |",
@@ -97,7 +98,7 @@ def put_into_readme(text: str, readme: Path = ROOT / "README.md") -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="these alone, e.g. hopper-medium; nothing is written then")
+    parser.add_argument("names", nargs="*", help="these alone, e.g. hopper-medium; the JSON's other rows stay")
     parser.add_argument("--transitions", type=int, default=0, help="of each, for a trial")
     parser.add_argument("--dataset_dir", type=Path, help="keep the files here")
     parser.add_argument("--readme", action="store_true", help="write the README's section from the JSON, make nothing")
@@ -115,8 +116,12 @@ def main() -> int:
             except LocalDataError as error:
                 print(f"{name}: {error}", file=sys.stderr)
                 missing.append(name)
+    if args.names and not args.transitions and out.exists():
+        before = json.loads(out.read_text())
+        sets = before["sets"] | sets
+        missing = sorted(set(before["not_made"]) - set(sets) | set(missing))
     result = {"cores": cores(), "sets": sets, "not_made": missing}
-    if args.names or args.transitions:
+    if args.transitions:
         print(section(facts() | result))
         return 1 if missing else 0
     print(write("datasets", result))

@@ -45,7 +45,7 @@ SETTINGS = {  # what differs from Stable-Baselines3's defaults
     "ppo": {
         "n_steps": 128,
         "batch_size": 256,
-        "learning_rate": 3e-4,  # falls to 0 linearly, in steps of one evaluation
+        "learning_rate": 3e-4,
         "vf_coef": 0.25,
         "policy_kwargs": {"net_arch": [64, 64], "log_std_init": -0.5, "activation_fn": torch.nn.ReLU},
     },
@@ -92,6 +92,8 @@ class Train(Training):
     """steps between evaluations"""
     save_every: int = 98_304
     """steps between checkpoints"""
+    fall_from: int | None = None
+    """the learning rate falls linearly from these steps on, to 0 at `steps`; default: 0 for ppo, never for others"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,22 +253,28 @@ def train(cfg: Train) -> None:
     log = read_log(folder)[: -1 if model.num_timesteps == 0 else None]
     before = log[-1].get("seconds", 0.0) if log else 0.0
     print(f"{folder}: from step {model.num_timesteps} to {cfg.steps}", flush=True)
+    describe(cfg, model.num_timesteps)
+    fall_from = (0 if cfg.algorithm == "ppo" else cfg.steps) if cfg.fall_from is None else cfg.fall_from
     if model.num_timesteps == 0:
-        describe(cfg)
         look(folder, model, before)
     while model.num_timesteps < cfg.steps:
-        if cfg.algorithm == "ppo":  # the rate falls linearly, in steps of one evaluation
-            rate = SETTINGS["ppo"]["learning_rate"] * (1 - model.num_timesteps / cfg.steps)
-            model.lr_schedule = ConstantSchedule(rate)
+        left = (cfg.steps - model.num_timesteps) / (cfg.steps - fall_from) if fall_from < cfg.steps else 1.0
+        model.lr_schedule = ConstantSchedule(SETTINGS[cfg.algorithm].get("learning_rate", 3e-4) * min(left, 1.0))
         model.learn(cfg.eval_every, reset_num_timesteps=False)
         look(folder, model, before)
         if model.num_timesteps % cfg.save_every < cfg.eval_every or model.num_timesteps >= cfg.steps:
             save_model(cfg, model)
 
 
-def describe(cfg: Train) -> None:
-    """What the manifest will say about the training, as it was when it began."""
+def describe(cfg: Train, done: int) -> None:
+    """Write what the manifest will say about the training. One continued by another command tells both, and when."""
     extra = ("sbx-rl", "jax") if cfg.algorithm == "sbx" else ("torch",)
+    file, command = cfg.folder / "settings.json", f"{MODULE} train {cfg.env} {cfg.algorithm} --seed {cfg.seed}"
+    command += f" --steps {cfg.steps} --eval_every {cfg.eval_every}"
+    command += "" if cfg.fall_from is None else f" --fall_from {cfg.fall_from}"
+    if done:
+        before = json.loads(file.read_text())["command"]
+        command = before if f"{command} " in f"{before} " else f"{before} && {command} (continued at {done})"
     text = {
         "env_id": f"{IDS[cfg.env]}-v4",
         "algorithm": NAMES[cfg.algorithm],
@@ -274,11 +282,10 @@ def describe(cfg: Train) -> None:
         "seed": cfg.seed,
         "episodes": 100,
         "versions": {p: version(p) for p in ("stable_baselines3", *extra, "gymnasium", "mujoco")},
-        "command": f"{MODULE} train {cfg.env} {cfg.algorithm} --seed {cfg.seed} --steps {cfg.steps} "
-        f"--eval_every {cfg.eval_every}",
+        "command": command,
         "licence": "MIT, as the project: trained from nothing by this script",
     }
-    _whole(cfg.folder / "settings.json", lambda path: path.write_text(json.dumps(text, indent=1, default=str)))
+    _whole(file, lambda path: path.write_text(json.dumps(text, indent=1, default=lambda c: c.__name__)))
 
 
 def look(folder: Path, model, before: float) -> None:

@@ -1,6 +1,7 @@
 """Behaviour policies: what is shipped acts as what was trained, and what the manifest says of it is true."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,7 +169,12 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tool, tmp_path, algorithm
     assert len((cfg.folder / "log.jsonl").read_text().splitlines()) == 5  # 128 was made twice
     assert tool.make_model(cfg)._n_updates > 2 * updates
     tool.train(cfg)  # done already
-    assert len(list(cfg.folder.glob("rung-*.npz"))) == 4 and not list(cfg.folder.glob("part-*"))
+    told = json.loads((cfg.folder / "settings.json").read_text())["command"]
+    assert told.count(tool.MODULE) == 1
+    tool.train(replace(cfg, steps=256, fall_from=0))
+    told = json.loads((cfg.folder / "settings.json").read_text())["command"]
+    assert told.endswith("--steps 256 --eval_every 64 --fall_from 0 (continued at 192)")
+    assert len(list(cfg.folder.glob("rung-*.npz"))) == 5 and not list(cfg.folder.glob("part-*"))
 
 
 def test_what_is_kept_is_whole_and_described(tool, tmp_path, monkeypatch):
