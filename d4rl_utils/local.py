@@ -312,28 +312,37 @@ def _rolled(shards: list[Shard], workers: int, progress: Callable[[int], object]
                 crew.append(process)
                 theirs.close()
                 under_way[pipe] = waiting.pop()
-                pipe.send(under_way[pipe])
+                with _a_death_told(under_way[pipe]):
+                    pipe.send(under_way[pipe])
         while under_way:
             for pipe in wait(list(under_way)):
-                try:
+                with _a_death_told(under_way[pipe]):
                     message = pipe.recv()
-                except (EOFError, ConnectionError):
-                    raise ChildProcessError(
-                        f"a worker died at the shard of row {under_way[pipe].row}, so no file was made. Its own words "
-                        "are above; without any, it was killed, perhaps for want of memory: try fewer workers."
-                    ) from None
                 if isinstance(message, int):
                     progress(message)
                     continue
                 done = under_way.pop(pipe)
                 if waiting:
                     under_way[pipe] = waiting.pop()
-                    pipe.send(under_way[pipe])
+                    with _a_death_told(under_way[pipe]):
+                        pipe.send(under_way[pipe])
                 yield done, message
     finally:
         for process in crew:
             process.terminate()
             process.join()
+
+
+@contextmanager
+def _a_death_told(shard: Shard) -> Iterator[None]:
+    """A pipe whose other end is gone, while reading or writing, means that its worker died."""
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        raise ChildProcessError(
+            f"a worker died at the shard of row {shard.row}, so no file was made. Its own words are above; "
+            "without any, it was killed, perhaps for want of memory: try fewer workers."
+        ) from None
 
 
 def _work(pipe) -> None:
