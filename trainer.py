@@ -20,7 +20,9 @@ import torch
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
+import machine
 import pictures
+import records
 import utils
 from config import parse, word_after
 from learn import Meter
@@ -37,12 +39,12 @@ class Run:
         module, system, _ = utils.system_of(cfg.agent)
         if cfg.wandb and not importlib.util.find_spec("wandb"):
             raise ValueError("--wandb needs the wandb package: pip install wandb")
-        self.cfg, self.device = cfg, utils.pick_device(cfg.device)
-        utils.hold_memory()
+        self.cfg, self.device = cfg, machine.pick_device(cfg.device)
+        machine.hold_memory()
         if cfg.threads:
             torch.set_num_threads(cfg.threads)
         torch.set_float32_matmul_precision("high" if cfg.precision == "tf32" else "highest")
-        seeds = utils.streams(cfg.seed, "init", "data", "noise")
+        seeds = machine.streams(cfg.seed, "init", "data", "noise")
         self.world = module.world(cfg)
         torch.manual_seed(seeds["init"])
         self.agent = (
@@ -66,10 +68,10 @@ class Run:
         data = re.sub(r"[^\w.-]", "-", self.identity.name)  # a Minari name has slashes
         name = f"{data}-{cfg.agent}-s{cfg.seed}-{datetime.now():%Y%m%d-%H%M%S}"
         self.agent.prepare(self.sampler)
-        self.folder = utils.new_folder(Path(cfg.output_dir) / name)
-        head = {"config": asdict(cfg), "data": asdict(self.identity), "versions": utils.versions()}
+        self.folder = records.new_folder(Path(cfg.output_dir) / name)
+        head = {"config": asdict(cfg), "data": asdict(self.identity), "versions": machine.versions()}
         (self.folder / "config.json").write_text(json.dumps(head, indent=1) + "\n")
-        self.log = utils.Log(self.folder, cfg.tensorboard, cfg.wandb)
+        self.log = records.Log(self.folder, cfg.tensorboard, cfg.wandb)
         self.log(0, {**head, "score_name": self.headline, "behaviour_score": self.behaviour_score})
 
     def awake(self, checkpoint: Path) -> None:
@@ -89,7 +91,7 @@ class Run:
             pytree.tree_map(lambda x: x.to(self.device) if torch.is_tensor(x) else x, run["meter"])
         )
         self.scores = [tuple(x) for x in run["scores"]]
-        self.log = utils.Log(self.folder, self.cfg.tensorboard, self.cfg.wandb, after=self.agent.updates)
+        self.log = records.Log(self.folder, self.cfg.tensorboard, self.cfg.wandb, after=self.agent.updates)
         torch.set_rng_state(run["rng"])
         if run["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(run["cuda_rng"], self.device)
@@ -106,7 +108,7 @@ class Run:
         }
         utils.save(self.folder / name, self.agent, run)
         best = self.folder / "best_checkpoint.pt"
-        utils.publish(best if best.exists() else self.folder / name, self.folder.parent / best.name)
+        records.publish(best if best.exists() else self.folder / name, self.folder.parent / best.name)
 
     def evaluate(self) -> float:
         """Judge the agent as it is, draw the curves, keep it if it is the best so far."""
@@ -121,8 +123,8 @@ class Run:
         if best:
             self.save("best_checkpoint.pt")
         title = f"{cfg.agent} on {self.identity.name}, seed {cfg.seed}, {update:,} updates"
-        with utils.replacing(self.folder / "training_curves.png") as picture:
-            pictures.draw_curves(utils.read_log(self.folder / "log.jsonl"), title, picture)
+        with records.replacing(self.folder / "training_curves.png") as picture:
+            pictures.draw_curves(records.read_log(self.folder / "log.jsonl"), title, picture)
         return score
 
     def report(self) -> str:

@@ -1,4 +1,4 @@
-"""Judge any checkpoint, and what surrounds an agent: seeds and devices, checkpoints, logs and curves, evaluation.
+"""Judge any checkpoint, and what surrounds an agent: saving, waking, evaluating it.
 
     python utils.py --checkpoint outputs/best_checkpoint.pt
     python utils.py --checkpoint outputs/hopper-medium-bamba-s42-.../last_checkpoint.pt --episodes 100 --json score.json
@@ -7,21 +7,15 @@ A judge is the agent in float64 without dropout. In float64 the actions that rea
 float32) do not depend on how many episodes share a forward pass, so one seed means one score, whatever the batch.
 """
 
-import ctypes
 import importlib
-import itertools
 import json
-import os
 import pickle
-import shutil
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -33,9 +27,10 @@ from torch.utils import _pytree as pytree
 import pictures
 from config import CONFIGS
 from d4rl_utils import SCORE_NAMES
+from machine import pick_device, versions
+from records import replacing
 
 FORMAT = 1  # of checkpoints; raise it when old ones cannot be woken any more
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's names of mallopt's options
 SYSTEMS = {"bamba": ("agent", "Bamba")}  # name -> module and class; config.CONFIGS has the config class
 SYSTEMS |= dict.fromkeys(("dt", "dmamba", "dm"), ("decision", "Decision"))
 
@@ -46,63 +41,7 @@ def system_of(name: str) -> tuple:
     return module, getattr(module, SYSTEMS[name][1]), CONFIGS[name]
 
 
-# -- seeds and devices ---------------------------------------------------------------------------
-
-
-def streams(seed: int, *names: str) -> dict[str, int]:
-    """Independent child seeds by name, stable when names are added at the end."""
-    return {n: int(s.generate_state(1)[0]) for n, s in zip(names, np.random.SeedSequence(seed).spawn(len(names)))}
-
-
-def pick_device(name: str) -> torch.device:
-    """auto is CUDA, then MPS, then the CPU. A device that this machine or build of torch lacks is a ValueError."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    kind = name.split(":")[0]
-    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not have.get(kind, False):
-        usable = ", ".join(k for k, v in have.items() if v)
-        raise ValueError(f"device {name!r} is not there (torch {torch.__version__}); on this machine: auto, {usable}")
-    return torch.device(name)
-
-
-def hold_memory() -> None:
-    """Let the C library keep freed memory for the next update, for the rest of the process; only glibc can be told.
-
-    It hands large free blocks back to the kernel and asks for them anew: 18,000 page faults in an update of the default
-    agent on a CPU, a tenth of its time. Blocks above 32 MiB, glibc's own limit, still come and go.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        for option, size in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
-            mallopt(option, size)
-
-
-def versions() -> dict[str, str]:
-    """What a score depends on, by package."""
-    found = {"python": sys.version.split()[0]}
-    for package in ("torch", "numpy", "gymnasium", "mujoco"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "missing"
-    return found
-
-
 # -- checkpoints ---------------------------------------------------------------------------------
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; it becomes `path` when the block ends well. A killed writer leaves the old file whole."""
-    part = path.with_name(path.name + ".part")
-    try:
-        yield part
-        with open(part, "rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def save(path: Path, agent: torch.nn.Module, run: dict) -> None:
@@ -180,84 +119,6 @@ def load(path: str | Path, device: torch.device | str = "cpu", **changes) -> tup
         getattr(agent, key).load_state_dict(state)
     agent.updates = part["updates"]
     return agent, part
-
-
-# -- runs: folder, log, pictures -----------------------------------------------------------------
-
-
-def new_folder(path: Path) -> Path:
-    """Make `path`, or `path`-2, -3, ... if another run was faster; returns what was made."""
-    for tail in itertools.chain([""], (f"-{n}" for n in itertools.count(2))):
-        folder = path.with_name(path.name + tail)
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            continue
-
-
-def publish(path: Path, link: Path) -> None:
-    """Make `link` mean `path`: a relative symbolic link, or a copy where links are not to be had."""
-    with tempfile.TemporaryDirectory(dir=link.parent) as aside:
-        new = Path(aside) / link.name
-        try:
-            new.symlink_to(os.path.relpath(path, link.parent))
-        except OSError:  # Windows without the right to link
-            shutil.copyfile(path, new)
-        os.replace(new, link)
-
-
-class Log:
-    """One JSON object a line in `log.jsonl`, as it happens, and the same numbers to TensorBoard and W&B if wanted.
-
-    after: on a resume, the checkpoint's update; rows behind it belong to updates that will be made again, and go.
-    """
-
-    def __init__(self, folder: Path, tensorboard: bool = False, wandb: bool = False, after: int | None = None):
-        self.path = folder / "log.jsonl"
-        self.start, self.writer, self.wandb = time.time(), None, None
-        if after is not None:
-            rows = [r for r in read_log(self.path) if r["update"] <= after]
-            self.start -= rows[-1]["seconds"] if rows else 0.0
-            with replacing(self.path) as part:
-                part.write_text("".join(json.dumps(r) + "\n" for r in rows))
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(folder / "tensorboard", purge_step=None if after is None else after + 1)
-        if wandb:
-            import wandb as service
-
-            self.wandb = service.init(project="bamba", name=folder.name, id=folder.name, resume="allow", dir=folder)
-
-    def __call__(self, update: int, row: dict) -> None:
-        with open(self.path, "a") as f:
-            f.write(json.dumps({"update": update, "seconds": round(time.time() - self.start, 1), **row}) + "\n")
-        numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
-        if self.writer:
-            for key, value in numbers.items():
-                self.writer.add_scalar(key, value, update)
-        if self.wandb:
-            self.wandb.log(numbers, step=update)
-
-    def close(self) -> None:
-        if self.writer:
-            self.writer.close()
-        if self.wandb:
-            self.wandb.finish()
-
-
-def read_log(path: Path) -> list[dict]:
-    """The rows of a log; a last line that a kill cut short is left out."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = []
-    for i, line in enumerate(lines):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if i < len(lines) - 1:
-                raise
-    return rows
 
 
 # -- evaluation ----------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import utils  # noqa: E402
+import machine  # noqa: E402
+import records  # noqa: E402
 
 
 def processor() -> str:
@@ -40,7 +41,7 @@ def facts() -> dict:
     return {
         "command": "python " + shlex.join(sys.argv),
         "machine": {"cpu": processor(), "cores": torch.get_num_threads(), "gpu": gpu, "system": platform.system()},
-        "versions": utils.versions(),
+        "versions": machine.versions(),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -49,7 +50,7 @@ def facts() -> dict:
 def write(name: str, result: dict) -> Path:
     """benchmarks/<name>.json, whole or not at all."""
     path = ROOT / "benchmarks" / f"{name}.json"
-    with utils.replacing(path) as part:
+    with records.replacing(path) as part:
         part.write_text(json.dumps(facts() | result, indent=1) + "\n")
     return path
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common import ROOT, commit, facts, write
 
-import utils
+import records
 from d4rl_utils import behaviour, read_hdf5
 from d4rl_utils.local import RECIPES, LocalDataError, cores, make_local
 from d4rl_utils.names import BODIES, d4rl_score, split_name
@@ -92,7 +92,7 @@ def put_into_readme(text: str, readme: Path = ROOT / "README.md") -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise SystemExit(f"{readme} has no lines '{BEGIN}' and '{END}' to write between")
-    with utils.replacing(readme) as part:
+    with records.replacing(readme) as part:
         part.write_text(before + text + after)
 
 

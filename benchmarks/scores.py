@@ -23,6 +23,7 @@ from common import ROOT, median_seconds, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+import records
 import utils
 
 
@@ -139,7 +140,7 @@ def draw(name: str, curves: dict[str, list[list[dict]]], first: dict) -> Path:
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     path = ROOT / "benchmarks" / f"{name}.png"
-    with utils.replacing(path) as part:
+    with records.replacing(path) as part:
         figure.savefig(part, format="png", dpi=110)
     return path
 
@@ -181,7 +182,7 @@ def main() -> None:
     table, curves = {}, {}
     for row in experiment.rows:
         mine = [(seed, folder, result) for r, seed, folder, result in done if r == row]
-        logs = [utils.read_log(folder / "log.jsonl") for _, folder, _ in mine]
+        logs = [records.read_log(folder / "log.jsonl") for _, folder, _ in mine]
         last = [result["eval/score"] for *_, result in mine]
         scores = [[r["eval/score"] for r in log if "eval/score" in r] for log in logs]
         rates = [r["updates_per_s"] for log in logs for r in log if "updates_per_s" in r]

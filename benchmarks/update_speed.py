@@ -16,9 +16,9 @@ import torch
 from common import median_seconds, write
 from torch.utils.flop_counter import FlopCounterMode
 
+import machine
 import mamba
 import model
-import utils
 from agent import Bamba, Spec
 from config import parse
 from memory import Window
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice); in the file's name")
     args = parser.parse_args()
     device, rows, limits = args.device, [], {}
-    utils.hold_memory()  # as the trainer does
+    machine.hold_memory()  # as the trainer does
     if args.threads:
         torch.set_num_threads(args.threads)
 

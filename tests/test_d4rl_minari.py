@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_trainer import flags, only_run
 
+import records
 import trainer
 import utils
 from config import BambaConfig
@@ -79,7 +80,7 @@ def test_a_run_and_its_judge(tmp_path, capsys, scored):
     assert trainer.main(flags(f"minari:{NAME}", out, num_epochs=1, eval_freq=1)) == 0
     folder = only_run(out)
     assert folder.name.startswith("minari-test-pendulum-random-v0-bamba-s42-")
-    rows = utils.read_log(folder / "log.jsonl")
+    rows = records.read_log(folder / "log.jsonl")
     assert rows[0]["score_name"] == ("Minari score" if scored else "return")
     said = capsys.readouterr().out
     assert ("Minari score " if scored else "return      ") in said and "D4RL" not in said

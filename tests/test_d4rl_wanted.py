@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_trainer import flags, only_run
 
+import records
 import trainer
 import utils
 from config import BambaConfig
@@ -150,7 +151,7 @@ def test_a_run_on_a_file_of_another_environment(reach_file, tmp_path, capsys):
     assert trainer.main(argv) == 0
     said = capsys.readouterr()
     folder = only_run(out)
-    rows = utils.read_log(folder / "log.jsonl")
+    rows = records.read_log(folder / "log.jsonl")
     assert folder.name.startswith("reach-bamba-s42-") and rows[0]["score_name"] == "return"
     assert rows[0]["data"]["episodes"] == 10 and rows[0]["behaviour_score"] == rows[0]["data"]["return_mean"]
     evaluations = [r for r in rows if "eval/return_mean" in r]

@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, TINY
 from torch.utils import _pytree as pytree
 
+import records
 import trainer
 import utils
 from agent import Bamba
@@ -47,7 +48,7 @@ def test_a_run_leaves_what_it_promises(hopper_file, tmp_path, capsys):
     folder = only_run(tmp_path)
     names = {"config.json", "log.jsonl", "training_curves.png", "last_checkpoint.pt", "best_checkpoint.pt"}
     assert {p.name for p in folder.iterdir()} == names and folder.name.startswith("walk-bamba-s42-")
-    rows = utils.read_log(folder / "log.jsonl")
+    rows = records.read_log(folder / "log.jsonl")
     assert rows[0]["config"]["batch_size"] == 8 and rows[0]["data"]["name"] == "walk" and rows[0]["data"]["sha256"]
     assert [r["update"] for r in rows if "loss/critic" in r] == [5, 10, 15, 20]
     assert [r["update"] for r in rows if "eval/score" in r] == [10, 20]
@@ -108,7 +109,9 @@ def wait_for_update(out, update: int, child: subprocess.Popen) -> None:
     while time.time() < limit:
         folders = [p for p in out.iterdir() if p.is_dir()] if out.exists() else []
         rows = (
-            utils.read_log(folders[0] / "log.jsonl") if folders and (folders[0] / "last_checkpoint.pt").exists() else []
+            records.read_log(folders[0] / "log.jsonl")
+            if folders and (folders[0] / "last_checkpoint.pt").exists()
+            else []
         )
         if rows and rows[-1]["update"] >= update:
             return
@@ -151,7 +154,7 @@ def test_killed_and_told_to_stop_a_run_ends_as_if_nothing_had_happened(hopper_fi
         assert len(calmly) == len(roughly) > 2
         for one, other in zip(calmly, roughly):
             assert torch.equal(one, other) if torch.is_tensor(one) else one == other
-    logs = [timeless(utils.read_log(f / "log.jsonl")) for f in (only_run(calm), folder)]
+    logs = [timeless(records.read_log(f / "log.jsonl")) for f in (only_run(calm), folder)]
     assert logs[0][1:] == logs[1][1:]
 
 

@@ -16,7 +16,9 @@ from conftest import Clock
 from test_agent import batch_of
 
 import agent as agent_module
+import machine
 import pictures
+import records
 import utils
 from agent import Bamba, Spec
 
@@ -107,16 +109,18 @@ def test_only_d4rls_own_data_give_a_d4rl_score():
 
 
 def test_streams_are_stable_when_names_are_added():
-    assert utils.streams(0, "data", "init")["data"] == utils.streams(0, "data", "init", "env")["data"]
-    assert len(set(utils.streams(0, "a", "b", "c").values())) == 3 and utils.streams(0, "a") != utils.streams(1, "a")
+    assert machine.streams(0, "data", "init")["data"] == machine.streams(0, "data", "init", "env")["data"]
+    assert len(set(machine.streams(0, "a", "b", "c").values())) == 3 and machine.streams(0, "a") != machine.streams(
+        1, "a"
+    )
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
 def test_held_memory_lies_in_the_heap_and_stays_there():
     """By default glibc maps a block of 20 MB apart from the heap, and unmaps it when it is freed."""
     code = """
-import re, sys, torch, utils
-if sys.argv[1] == "held": utils.hold_memory()
+import re, sys, torch, machine
+if sys.argv[1] == "held": machine.hold_memory()
 def heap():
     found = re.search(r"^(\\w+)-(\\w+) .*\\[heap\\]$", open("/proc/self/maps").read(), re.M)
     return range(int(found[1], 16), int(found[2], 16))
@@ -131,7 +135,7 @@ print(inside, inside and len(heap()) == before)
 
 def test_a_missing_device_is_refused_with_what_is_there():
     with pytest.raises(ValueError, match="on this machine: auto, cpu"):
-        utils.pick_device("tpu")
+        machine.pick_device("tpu")
 
 
 # -- checkpoints ---------------------------------------------------------------------------------
@@ -244,15 +248,15 @@ def test_another_environment_is_an_error(tiny, name):
 
 
 def test_log_rows_may_differ_and_a_resume_drops_what_will_come_again(tmp_path):
-    log = utils.Log(tmp_path)
+    log = records.Log(tmp_path)
     log(0, {"config": {"env": "hopper"}, "behaviour_score": 40.0})
     for update in (10, 20, 30):
         log(update, {"loss/critic": update / 10})
     with open(tmp_path / "log.jsonl", "a") as f:
         f.write('{"update": 40, "los')  # a kill in the middle of a line
-    log = utils.Log(tmp_path, after=20)
+    log = records.Log(tmp_path, after=20)
     log(30, {"eval/score": 1.0})
-    rows = utils.read_log(tmp_path / "log.jsonl")
+    rows = records.read_log(tmp_path / "log.jsonl")
     assert [r["update"] for r in rows] == [0, 10, 20, 30] and "loss/critic" not in rows[-1]
     assert rows[0]["config"] == {"env": "hopper"}
 
@@ -260,13 +264,13 @@ def test_log_rows_may_differ_and_a_resume_drops_what_will_come_again(tmp_path):
 def test_a_broken_line_inside_a_log_is_not_passed_over(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"update": 1, "seconds": 0}\nbroken\n{"update": 2, "seconds": 1}\n')
     with pytest.raises(json.JSONDecodeError):
-        utils.read_log(tmp_path / "log.jsonl")
+        records.read_log(tmp_path / "log.jsonl")
 
 
 def test_tensorboard_gets_the_numbers(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = utils.Log(tmp_path, tensorboard=True)
+    log = records.Log(tmp_path, tensorboard=True)
     log(5, {"loss/critic": 2.0, "text": "no number"})
     log.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -275,16 +279,16 @@ def test_tensorboard_gets_the_numbers(tmp_path):
 
 
 def test_curves_are_drawn_with_and_without_evaluations(tmp_path):
-    log = utils.Log(tmp_path)
+    log = records.Log(tmp_path)
     log(0, {"behaviour_score": 40.0})
     log(10, {"loss/critic": 1.0, "critic/q": 2.0, "actor/clone": 0.5})
     picture = tmp_path / "curves.png"
-    pictures.draw_curves(utils.read_log(tmp_path / "log.jsonl"), "no score yet", picture)
+    pictures.draw_curves(records.read_log(tmp_path / "log.jsonl"), "no score yet", picture)
     first = picture.stat().st_size
     assert first > 10_000
     log(10, {"eval/score": 30.0, "eval/score_std": 3.0})
     log(20, {"loss/critic": 0.5, "eval/score": 35.0, "eval/score_std": 2.0})
-    pictures.draw_curves(utils.read_log(tmp_path / "log.jsonl"), "two scores", picture)
+    pictures.draw_curves(records.read_log(tmp_path / "log.jsonl"), "two scores", picture)
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and picture.stat().st_size > first > 10_000
 
 
@@ -292,7 +296,7 @@ def test_publishing_points_to_the_latest_run(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "best_checkpoint.pt").write_text(name)
-        utils.publish(tmp_path / name / "best_checkpoint.pt", tmp_path / "best_checkpoint.pt")
+        records.publish(tmp_path / name / "best_checkpoint.pt", tmp_path / "best_checkpoint.pt")
         assert (tmp_path / "best_checkpoint.pt").read_text() == name
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "best_checkpoint.pt"]
 

@@ -1,0 +1,15 @@
+"""Every number and every flag, once: these dataclasses are the command line, the help, the record in a checkpoint.
+
+A field is a flag (`--batch_size`), its default the default, the sentence under it the help. Agents inherit the groups
+that they share (`class BambaConfig(Encoder, Training, ...)`) and give a field a default of their own by naming it
+again; each group is a section of `--help`. `PRESETS` are named overrides, for each agent its own.
+
+`shared` has the groups of several agents, one file each the settings of a system, `command_line` turns them into flags.
+"""
+
+from config.bamba import BambaConfig
+from config.command_line import CONFIGS, PRESETS, groups_of, parse, readme_table, word_after
+from config.decision import DMambaConfig, DMConfig, DTConfig
+
+__all__ = ["CONFIGS", "PRESETS", "BambaConfig", "DMConfig", "DMambaConfig", "DTConfig"]
+__all__ += ["groups_of", "parse", "readme_table", "word_after"]

@@ -1,0 +1,140 @@
+"""What several agents are told: the groups of settings that they share, and what numbers make sense."""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+Agent = Literal["bamba", "dt", "dmamba", "dm"]
+Preset = Literal["none", "quick", "small", "base", "upstream"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """what to run, and where its traces go"""
+
+    agent: Agent = "bamba"
+    """which agent to train"""
+    preset: Preset = "none"
+    """named settings, applied before the other flags: quick = a few minutes on two CPU cores, small = an hour"""
+    seed: int = 42
+    """one number seeds network, data order and noise"""
+    output_dir: str = "./outputs"
+    """every run gets a folder of its own in here"""
+    resume: str = ""
+    """a checkpoint or run folder to continue exactly, with its own settings; --num_epochs and --device may differ"""
+    tensorboard: bool = True
+    """write TensorBoard event files into the run folder"""
+    wandb: bool = False
+    """also log to Weights & Biases (pip install wandb)"""
+
+
+@dataclass(frozen=True)
+class Data:
+    """what to learn from"""
+
+    env: str = "hopper"
+    """body: hopper, walker2d, halfcheetah or ant; with a file as --dataset also Gymnasium's ids, such as Pendulum-v1"""
+    dataset_type: Literal["random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"] = "medium"
+    """who collected the data"""
+    data: Literal["auto", "d4rl", "local"] = "auto"
+    """d4rl: D4RL's own file, downloaded if missing; local: rolled out here; auto: local only if D4RL's cannot be had"""
+    dataset_dir: str = "./datasets"
+    """where dataset files lie"""
+    dataset: str = ""
+    """instead of the above: hopper-medium-v2; minari:mujoco/hopper/medium-v0; or a .hdf5 file in D4RL's layout"""
+    local_transitions: int = 0
+    """how many transitions a local dataset holds; 0: 1M, and for medium-replay as many as D4RL's (202k to 402k)"""
+
+
+@dataclass(frozen=True)
+class Training:
+    """how long and how hard to learn"""
+
+    num_epochs: int = 1000
+    """epochs in all"""
+    updates_per_epoch: int = 1000
+    """gradient updates in one epoch; losses are logged once an epoch"""
+    batch_size: int = 256
+    """B, windows in one update"""
+    learning_rate: float = 3e-4
+    """AdamW's step after the warm-up"""
+    warmup_steps: int = 1000
+    """updates over which the learning rate rises linearly from nearly 0"""
+    weight_decay: float = 1e-4
+    """AdamW's decay; never on norms, biases, A_log, D, dt_bias"""
+    grad_clip: float = 1.0
+    """largest gradient norm, for the critics and for the rest apart"""
+    eval_freq: int = 10
+    """epochs between evaluations; 0: never"""
+    save_freq: int = 50
+    """epochs between checkpoints (an evaluation writes one too)"""
+
+
+@dataclass(frozen=True)
+class Judging:
+    """how to evaluate"""
+
+    num_eval_episodes: int = 10
+    """episodes in one evaluation"""
+    eval_seed: int = 1_000_000
+    """seed of the first evaluation episode, the next ones count on from it"""
+    env_version: str = "v4"
+    """version of D4RL's bodies in Gymnasium; v4 moves as D4RL's did"""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """how to compute"""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps; auto takes a GPU when there is one"""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """tf32: CUDA's fast float32 products; bf16: the encoder under autocast (decays and sums stay in float32)"""
+    compile: bool = False
+    """torch.compile the encoder's blocks: half a minute at the start, then faster; needs a C++ compiler on a CPU"""
+    cuda_graphs: bool = True
+    """on CUDA, capture the whole update and replay it; falls back to eager with the reason"""
+    threads: int = 0
+    """CPU threads; 0: PyTorch's choice. Give 1 to each of several runs side by side"""
+
+
+# least and greatest sensible values; the encoder's sizes are checked where it is built, with the nearest legal ones
+AT_LEAST_1 = (
+    "num_epochs",
+    "updates_per_epoch",
+    "batch_size",
+    "policy_freq",
+    "hidden_dim",
+    "num_eval_episodes",
+    "max_ep_len",
+    "n_heads",
+    "refresh_every",
+)
+AT_LEAST_0 = (
+    "local_transitions",
+    "warmup_steps",
+    "weight_decay",
+    "grad_clip",
+    "eval_freq",
+    "save_freq",
+    "threads",
+    "alpha",
+    "gamma",
+    "tau",
+)
+AT_LEAST_0 += ("action_noise", "action_noise_clip", "beta_s", "beta_r", "learning_rate", "seed", "eval_seed")
+AT_LEAST_0 += ("w_a", "w_s", "w_r", "alpha_T")
+RANGES = dict.fromkeys(AT_LEAST_1, (1, None)) | dict.fromkeys(AT_LEAST_0, (0, None)) | {"gamma": (0, 1), "tau": (0, 1)}
+RANGES |= {"beta_cap": (0, 1)}
+
+
+def check_ranges(cfg) -> None:
+    """ValueError for a number that makes no sense, with its range."""
+    for f in fields(cfg):
+        value, (low, high) = getattr(cfg, f.name), RANGES.get(f.name, (None, None))
+        if (low is not None and not value >= low) or (high is not None and not value <= high):
+            wanted = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise ValueError(f"{f.name} = {value} makes no sense: take {wanted}")
+
+
+QUICK = {"data": "local", "local_transitions": 200_000, "num_epochs": 10, "updates_per_epoch": 500, "warmup_steps": 200}
+QUICK |= {"eval_freq": 2, "save_freq": 2}  # every agent's preset of that name begins so
