@@ -284,7 +284,8 @@ class Decision(nn.Module):
     @torch.no_grad()
     def act(self, state: Tensor, reward: Tensor, memory: Memory, explore: bool = False) -> tuple[Tensor, Memory]:
         """Raw states (n, S), and the rewards (n,) of the last actions -> actions (n, A), the memory one step on."""
-        wanted = torch.where(memory.t > 0, memory.wanted - reward, memory.wanted)
+        paid = (memory.t > 0) & (not self.cfg.delayed_reward)  # late rewards leave the return-to-go as it was
+        wanted = torch.where(paid, memory.wanted - reward, memory.wanted)
         push = lambda past, new: torch.cat([past[:, 1:], new[:, None]], 1)  # noqa: E731
         rtg, states = push(memory.rtg, wanted / SCALE), push(memory.states, self.normal(state))
         if self.cfg.inference == "window":
@@ -342,4 +343,6 @@ def refuse(cfg) -> None:
 def data(cfg, device: torch.device | str, seed: int) -> tuple[Spans, d4rl_utils.Identity]:
     """The sampler on the training device, and what the data are."""
     transitions, identity = d4rl_utils.open_data(cfg)
+    if cfg.delayed_reward:
+        transitions = d4rl_utils.delayed(transitions)
     return Spans(transitions, cfg.context_length, device, seed), identity

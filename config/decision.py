@@ -62,6 +62,8 @@ class Grained:
 class Imitation:
     """what is learned from a window, and from whom"""
 
+    delayed_reward: bool = False
+    """pay all of an episode's reward in its last step; when acting, the return asked for then stays as it is"""
     w_a: float = 1.0
     """weight of the action error"""
     w_s: float = 0.0

@@ -43,6 +43,8 @@ class Data:
     """instead of the above: hopper-medium-v2; minari:mujoco/hopper/medium-v0; or a .hdf5 file in D4RL's layout"""
     local_transitions: int = 0
     """how many transitions a local dataset holds; 0: 1M, and for medium-replay as many as D4RL's (202k to 402k)"""
+    pct_traj: float = 1.0
+    """learn from the episodes of highest return that hold this share of the transitions; with cloning: %BC"""
 
 
 @dataclass(frozen=True)

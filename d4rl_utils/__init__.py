@@ -3,6 +3,7 @@
 Minari's data and files of one's own come through the same doors: `open_data` and `open_environment`.
 """
 
+from d4rl_utils.choose import delayed
 from d4rl_utils.datasets import open_data, open_dataset
 from d4rl_utils.environment import boxes_of, frames_per_second, make_env, open_environment
 from d4rl_utils.names import BODIES, DATASET_TYPES, SCORE_NAMES, d4rl_score
@@ -18,6 +19,7 @@ __all__ = [
     "Transitions",
     "boxes_of",
     "d4rl_score",
+    "delayed",
     "frames_per_second",
     "make_env",
     "open_data",

@@ -5,6 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
+from d4rl_utils.choose import best_episodes, check_share
 from d4rl_utils.download import DownloadError, download
 from d4rl_utils.environment import time_limit
 from d4rl_utils.local import local_file, local_levels, local_names, make_local
@@ -16,11 +17,16 @@ log = logging.getLogger(__name__)
 
 
 def open_data(cfg) -> Dataset:
-    """The data that the settings `cfg` ask for (`wanted`), with their identity.
+    """The data that the settings `cfg` ask for (`wanted`, `best_episodes`), with their identity.
 
     Raises what `open_dataset`, `read_hdf5` and `minari_data.read_minari` raise, and ValueError for a file that is known
     to be of another body.
     """
+    check_share(cfg.pct_traj)  # before a download
+    return best_episodes(_whole(cfg), cfg.pct_traj)
+
+
+def _whole(cfg) -> Dataset:
     want = wanted(cfg)
     if want.kind == "minari":
         from d4rl_utils.minari_data import read_minari

@@ -241,6 +241,8 @@ def test_what_is_still_wanted(kind, inference):
     torch.testing.assert_close(memory.rtg[:, -1], (agent.target - walk.rewards[1:].sum(0)) / SCALE, rtol=0, atol=1e-6)
     assert memory.t.tolist() == [9, 9, 9]
     assert not torch.allclose(walk.play(agent, goal=0.0)[0], walk.play(agent)[0])
+    _, memory = walk.play(make(kind, inference=inference, delayed_reward=True).eval())
+    torch.testing.assert_close(memory.rtg[:, -1], torch.full((3,), agent.target / SCALE))  # nothing is earned
 
 
 @pytest.mark.parametrize("kind, inference", MODES)
