@@ -1,13 +1,13 @@
 """DQN on the last L observations: embed each, mix them, read Q off the last position ("Latent Mamba-DQN").
 
-  none          Q(s_t): DQN (Mnih et al. 2015), with the embedding of the newest observation alone
+  none          the newest observation's embedding alone: DQN (Mnih et al. 2015)
   lstm          one LSTM layer
   transformer   one post-norm encoder layer with learned positions
   mamba         one bare Mamba-1 mixer (Ryu, Sohn & Kim 2025, Applied Sciences 15(16), 8956)
 
-One program; the four differ in `MIXERS` and nowhere else. What the mixer says at the last position is the latent z, and
-Q(s, ·) is linear in z. Learned by prioritised replay (arXiv 1511.05952) and a copied target network. Where we differ from
-the paper's code:
+One program; the four differ in `MIXERS` and nowhere else. What the mixer says at the last position is the latent z,
+and Q(s, ·) is linear in z. Learned from prioritised replay (replay.py) against a copied target network. Where we differ
+from the paper's code:
   1. a time limit is not a death: the target bootstraps there (`--truncation terminal`: as published)
   2. frames are stored once, the sum tree is exact (replay.py), and one forward a step gives both action and latent
   3. no decay on A_log, D, biases, norms; AdamW without amsgrad, float32 throughout

@@ -119,12 +119,12 @@ def settings(argv: list[str] | None) -> tuple:
     """The config and the checkpoint to continue, if any: (cfg, path or None)."""
     argv = sys.argv[1:] if argv is None else argv
     path = word_after("--resume", argv)
-    if not path:
-        return parse(argv), None
-    path = Path(path)
+    part = utils.read_checkpoint(path) if path else None
+    cfg = parse(["--agent", part["system"], *argv] if part else argv)  # flags are those of the agent that goes on
+    if not cfg.resume:
+        return cfg, None
+    path = Path(cfg.resume)
     path = (path / "last_checkpoint.pt" if path.is_dir() else path).resolve()
-    part = utils.read_checkpoint(path)
-    cfg = parse(["--agent", part["system"], *argv])  # its flags are those of the agent that goes on
     saved = utils.config_of(part, path)
     for f in fields(cfg):
         if word_after(f"--{f.name}", argv) and f.name != "resume":
