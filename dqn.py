@@ -30,10 +30,11 @@ from config import DQNConfig
 from d4rl_utils import frames_per_second
 from discrete import open_discrete, trivial_returns
 from learn import Frozen, Graphed, adamw, clip, detach, due, set_rate, td_target
-from mamba import Mamba1
+from mamba import Mamba1, causal_conv
 from memory import Memory, Step, forget, remember, renew
 from model import mlp
 from replay import PrioritisedReplay, Sample
+from scan import selective_scan_last
 
 
 class Spec(NamedTuple):
@@ -84,19 +85,23 @@ class Transformer(nn.Module):
         return layer.norm2(y + layer.linear2(F.relu(layer.linear1(y))))[:, 0]
 
 
-def mamba(cfg) -> nn.Module:
-    """One bare Mamba-1 layer: no norm, no residual."""
-    return LastMamba(cfg.d_model, cfg.d_state, cfg.d_conv, cfg.expand)
+class Mamba(Mamba1):
+    """One bare Mamba-1 layer, no norm, no residual; only the last output is computed. (B, L, D) -> (B, D)"""
 
-
-class LastMamba(Mamba1):
-    """Mamba-1 read at the last position alone. (B, L, D) -> (B, D)"""
+    def __init__(self, cfg):
+        super().__init__(cfg.d_model, cfg.d_state, cfg.d_conv, cfg.expand)
 
     def forward(self, e: Tensor) -> Tensor:
-        return super().forward(e)[:, -1]
+        into, gate = self.in_proj.weight.chunk(2)  # all tokens go in, the last one alone is gated and names C
+        writes, reads = self.x_proj.weight.split([sum(self.widths[:2]), self.widths[2]])
+        x = F.silu(causal_conv(F.linear(e, into), self.conv1d.weight, self.conv1d.bias))
+        dt, B = F.linear(x, writes).split(self.widths[:2], -1)
+        C, z = F.linear(x[:, -1], reads), F.linear(e[:, -1], gate)
+        y = selective_scan_last(x, F.softplus(self.dt_proj(dt)), -self.A_log.exp(), B, C) + self.D * x[:, -1]
+        return self.out_proj(y * F.silu(z))
 
 
-MIXERS = {"none": Newest, "lstm": LSTM, "transformer": Transformer, "mamba": mamba}
+MIXERS = {"none": Newest, "lstm": LSTM, "transformer": Transformer, "mamba": Mamba}
 
 
 def convolutions(width: int) -> nn.Sequential:
