@@ -218,7 +218,7 @@ class DQN(nn.Module):
         """The batches that are due after the step just observed. The target is copied behind them."""
         cfg, now, before = self.cfg, self.steps, self.steps - self.experience.n
         if now >= cfg.learn_start and len(self.experience) >= cfg.batch_size:
-            for _ in range(due(before, now, cfg.train_every) * cfg.num_updates):
+            for _ in range(due(max(before, cfg.learn_start - 1), now, cfg.train_every) * cfg.num_updates):
                 yield self.experience.sample(cfg.batch_size, correction(cfg, now), self.updates)
         if due(before, now, cfg.target_every):
             self.slow.follow(self.net, 1.0)
