@@ -1,6 +1,6 @@
 """How fast DQN on windows learns on LunarLander-v3, beside the published loop (dqn_plain.py) and other scans.
 
-    python benchmarks/dqn_speed.py [--steps 40] [--d_state 64] [--skip_peers]
+    python benchmarks/dqn_speed.py [--steps 40] [--compile]
 
 One thread, milliseconds of the process's own time, as others may use the machine; each figure is the least of its
 repeats. A step is: act, step the environment, remember, one update of 64 windows.
@@ -8,18 +8,18 @@ repeats. A step is: act, step the environment, remember, one update of 64 window
 
 import argparse
 import time
-from types import SimpleNamespace
+from dataclasses import replace
 
 import gymnasium
 import torch
 from common import median_seconds, write
-from dqn_plain import PlainDQN, PlainMamba
+from dqn_plain import PlainDQN, PlainMamba, plain_scan
 
 import dqn
 import machine
 from config import DQNConfig
 from envs import Envs
-from scan import selective_scan, selective_scan_last, selective_scan_loop
+from scan import selective_scan_last, selective_scan_loop
 
 
 def least(fn, repeats: int) -> float:
@@ -78,67 +78,52 @@ def plain(cfg: DQNConfig, steps: int, filled: int) -> dict:
     return {"step": least(step, steps), "update": least(lambda: agent.update(0.5), steps // 2)}
 
 
-def layers(cfg: DQNConfig, repeats: int) -> dict:
-    """Forward and backward of the scan, and of the layer, read at the last position."""
+def scans(cfg: DQNConfig, repeats: int, peers: bool) -> dict:
+    """Forward and backward of the scan, and of the whole layer, read at the last position."""
     B, L, E, N = cfg.batch_size, cfg.context_length, cfg.expand * cfg.d_model, cfg.d_state
     leaf = lambda *shape: torch.rand(*shape).requires_grad_()  # noqa: E731
     x, dt, A, b, c = leaf(B, L, E), leaf(B, L, E), leaf(E, N), leaf(B, L, N), leaf(B, L, N)
-
-    def back(fn):
-        return lambda: torch.autograd.grad(fn().sum(), (x, dt, A, b, c))
-
-    found = {
-        "scan, last output": least(back(lambda: selective_scan_last(x, dt, -A, b, c[:, -1])), repeats),
-        "scan, all outputs": least(back(lambda: selective_scan(x, dt, -A, b, c)[:, -1]), repeats),
-        "scan, plain loop": least(back(lambda: selective_scan_loop(x, dt, -A, b, c)[:, -1]), repeats),
-    }
     e = torch.randn(B, L, cfg.d_model)
-    peers = {"layer, last output": dqn.Mamba(cfg), "layer, plain loop": PlainMamba(cfg)}
-    for name, layer in peers.items():
-        found[name] = least(lambda: layer(e).sum().backward(), repeats)  # noqa: B023
-    try:
-        from transformers.models.mamba.modeling_mamba import MambaMixer
-    except ImportError:
-        return found
-    config = SimpleNamespace(
-        hidden_size=cfg.d_model,
-        state_size=N,
-        conv_kernel=cfg.d_conv,
-        intermediate_size=E,
-        time_step_rank=-(-cfg.d_model // 16),
-    )
-    config.use_conv_bias, config.use_bias, config.hidden_act, config.use_mambapy = True, False, "silu", False
-    mixer = MambaMixer(config, 0)
-    found["layer, transformers"] = least(lambda: mixer.slow_forward(e)[:, -1].sum().backward(), repeats)
-    return found
+    layers = {"layer, plain loop": PlainMamba(cfg)} if peers else {"layer, ours": dqn.Mamba(cfg)}
+    calls = {"scan, ours": lambda: selective_scan_last(x, dt, -A, b, c[:, -1])}
+    if peers:
+        calls = {
+            "scan, plain loop": lambda: plain_scan(x, dt, -A, b, c)[:, -1],
+            "scan, lean loop": lambda: selective_scan_loop(x, dt, -A, b, c)[:, -1],
+        }
+        from transformers.models.mamba.modeling_mamba import MambaConfig, MambaMixer
+
+        sizes = dict(hidden_size=cfg.d_model, state_size=N, conv_kernel=cfg.d_conv, expand=cfg.expand)
+        mixer = MambaMixer(MambaConfig(**sizes, num_hidden_layers=1), layer_idx=0)
+        layers["layer, transformers"] = lambda e: mixer.slow_forward(e)[:, -1]
+    found = {k: least(lambda: torch.autograd.grad(f().sum(), (x, dt, A, b, c)), repeats) for k, f in calls.items()}  # noqa: B023
+    return found | {k: least(lambda: f(e).sum().backward(), repeats) for k, f in layers.items()}  # noqa: B023
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--filled", type=int, default=2000, help="transitions in the replay before anything is timed")
-    parser.add_argument("--d_state", type=int, default=64)
     parser.add_argument("--mixers", nargs="+", default=list(dqn.MIXERS), choices=dqn.MIXERS)
-    parser.add_argument("--skip_peers", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="compile our networks")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    machine.hold_memory()
-    result = {"sizes": {}, "milliseconds": {}}
+    cfg = DQNConfig(device="cpu", eps_start=0.5, eps_end=0.5, compile=args.compile)
+    sizes = {k: getattr(cfg, k) for k in ("batch_size", "context_length", "d_model", "expand", "d_state")}
+    peers = {m: plain(replace(cfg, mixer=m), max(args.steps // 4, 4), args.filled) for m in args.mixers}
+    layers = scans(cfg, 6, peers=True)
+    machine.hold_memory()  # as trainer.py does, and for the rest of the process, so the peers come first
+    layers |= scans(cfg, 6, peers=False)
+    rows = {}
     for mixer in args.mixers:
-        cfg = DQNConfig(mixer=mixer, d_state=args.d_state, device="cpu", eps_start=0.5, eps_end=0.5)
         torch.manual_seed(0)
-        row = {"ours": ours(cfg, args.steps, args.filled)}
-        if not args.skip_peers:
-            row["published loop"] = plain(cfg, max(args.steps // 4, 4), args.filled)
-            row["times"] = round(row["published loop"]["step"] / row["ours"]["step"], 1)
-        result["milliseconds"][mixer] = row
-        print(f"{mixer:12} {row}", flush=True)
-    cfg = DQNConfig(d_state=args.d_state)
-    result["sizes"] = {k: getattr(cfg, k) for k in ("batch_size", "context_length", "d_model", "expand", "d_state")}
-    if not args.skip_peers:
-        result["layers"] = layers(cfg, 6)
-        print(result["layers"])
-        print(write("dqn_speed_cpu", result))
+        mine = ours(replace(cfg, mixer=mixer), args.steps, args.filled)
+        times = round(peers[mixer]["step"] / mine["step"], 1)
+        rows[mixer] = {"ours": mine, "published loop": peers[mixer], "times": times}
+        print(f"{mixer:12} {rows[mixer]}", flush=True)
+    print(layers)
+    name = "dqn_speed_cpu_compiled" if args.compile else "dqn_speed_cpu"
+    print(write(name, {"sizes": sizes, "milliseconds": rows, "forward_and_backward_ms": layers}))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT
 from torch.utils import _pytree as pytree
 
+import discrete
 import records
 import trainer
 import utils
@@ -338,6 +339,19 @@ def test_images_become_small_and_grey_and_the_network_has_the_published_size():
     state = torch.from_numpy(grey(image))[None]
     agent.observe(Step(state, action, torch.zeros(1), state, *torch.zeros(2, 1, dtype=torch.bool)))
     assert agent.update(agent.experience.sample(2, 1.0))["loss/td"].isfinite()
+
+
+def test_pong_is_seen_learned_and_resumed(tmp_path, monkeypatch):
+    pytest.importorskip("ale_py")
+    monkeypatch.setitem(discrete.TRIVIAL, "ALE/Pong-v5", {"random": -20.7})
+    made = make_discrete("ALE/Pong-v5", True)
+    seen, _ = made.reset(seed=0)
+    assert seen.shape == (84 * 84,) and seen.dtype == np.uint8 and 20 < seen.mean() < 200
+    more = {"env": "ALE/Pong-v5", "d_model": 8, "env_steps": 200, "learn_start": 180, "batch_size": 2}
+    assert trainer.main([*flags(tmp_path, **more, num_final_episodes=0), "--cnn"]) == 0
+    folder = only_run(tmp_path)
+    assert trainer.main(["--resume", str(folder), "--env_steps", "204"]) == 0
+    assert utils.read_checkpoint(folder)["updates"] == 25
 
 
 # -- whole runs ----------------------------------------------------------------------------------
