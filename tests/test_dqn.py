@@ -19,10 +19,11 @@ import trainer
 import utils
 from config import WORLDS, DQNConfig, parse
 from discrete import grey, make_discrete, open_discrete
-from dqn import DQN, MIXERS, Mamba, Spec, Transformer, correction, exploration
+from dqn import DQN, Spec, correction, exploration
 from envs import Envs
 from mamba import Mamba1
 from memory import Step
+from mixers import MIXERS, Mamba, Transformer
 from replay import Sample
 from scan import selective_scan_last, selective_scan_loop
 
@@ -418,6 +419,7 @@ def test_a_checkpoint_that_was_kept_to_be_judged_cannot_be_resumed(tmp_path, cap
         ({"mixer": "transformer", "n_heads": 3}, "multiple of n_heads"),
         ({"eps_end": 2}, "eps_end = 2"),
         ({"num_envs": 0}, "num_envs"),
+        ({"precision": "bf16"}, "learns in float32"),
         ({"env": "Pendulum-v1"}, "chooses one of a few"),
         ({"d_state": 0}, "d_state"),
     ],
