@@ -33,7 +33,7 @@ from records import replacing
 
 FORMAT = 1  # of checkpoints; raise it when old ones cannot be woken any more
 SYSTEMS = {"bamba": ("agent", "Bamba")}  # name -> module and class; config.CONFIGS has the config class
-SYSTEMS |= dict.fromkeys(("dt", "dmamba", "dm"), ("decision", "Decision"))
+SYSTEMS |= dict.fromkeys(("dt", "dmamba", "dm"), ("decision", "Decision")) | {"dqn": ("dqn", "DQN")}
 
 
 def system_of(name: str) -> tuple:
@@ -54,6 +54,7 @@ def save(path: Path, agent: torch.nn.Module, run: dict) -> None:
         "config": asdict(agent.cfg),
         "spec": agent.spec._asdict(),
         "updates": agent.updates,
+        "steps": getattr(agent, "steps", None),  # in environments, if it learns there
         "agent": agent.state_dict(),
         "optimisers": optimisers,
         "versions": versions(),
@@ -125,6 +126,8 @@ def load(path: str | Path, device: torch.device | str = "cpu", **changes) -> tup
     for key, state in part["optimisers"].items():
         getattr(agent, key).load_state_dict(state)
     agent.updates = part["updates"]
+    if part.get("steps") is not None:
+        agent.steps = part["steps"]
     return agent, part
 
 
@@ -136,6 +139,8 @@ class Episodes(NamedTuple):
 
     returns: np.ndarray  # (n,)
     lengths: np.ndarray  # (n,)
+    outcomes: dict[str, np.ndarray]  # how they ended, each (n,); empty if the world does not say
+    actions: np.ndarray | None  # (A,) how often each was taken; None where they are not discrete
 
 
 def judge_of(agent: torch.nn.Module) -> torch.nn.Module:
@@ -148,12 +153,19 @@ def judge_of(agent: torch.nn.Module) -> torch.nn.Module:
 
 
 def evaluate(
-    agent: torch.nn.Module, make_env: Callable, episodes: int, seed: int, frames: list | None = None, goal=None
+    agent: torch.nn.Module,
+    make_env: Callable,
+    episodes: int,
+    seed: int,
+    frames: list | None = None,
+    goal=None,
+    outcome: Callable | None = None,
 ) -> Episodes:
     """Play `episodes` episodes side by side, one environment each, episode i from seed + i; each counts exactly once.
 
     Deterministic actions; one batched forward a step, over the episodes that still run.
     frames: filled with the pictures of the first episode. goal: what the agent is asked for, if not what it is used to.
+    outcome: as in `agent.World`.
     """
     if episodes < 1:
         raise ValueError(f"{episodes} episodes cannot be averaged: take 1 or more")
@@ -163,15 +175,22 @@ def evaluate(
     state = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
     returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
     live, reward, memory = np.arange(episodes), np.zeros(episodes), judge.reset(episodes, goal)
+    ends, chosen = [{}] * episodes, []
     while len(live):
         action, memory = judge.act(as_tensor(state), as_tensor(reward), memory)
-        action = action.cpu().numpy().astype(np.float32)
+        action = action.cpu().numpy()
+        if action.dtype.kind == "f":
+            action = action.astype(np.float32)
+        else:
+            chosen.append(action)
         if frames is not None and live[0] == 0:
             frames.append(envs[0].render())
         over = np.zeros(len(live), dtype=bool)
         for j, i in enumerate(live):
-            state[j], reward[j], terminated, truncated, _ = envs[i].step(action[j])
+            state[j], reward[j], terminated, truncated, info = envs[i].step(action[j])
             over[j] = terminated or truncated
+            if over[j] and outcome:
+                ends[i] = outcome(info, reward[j])
         returns[live] += reward
         lengths[live] += 1
         if over.any():
@@ -181,7 +200,9 @@ def evaluate(
             memory = pytree.tree_map(lambda x: x.index_select(0, rest), memory)  # noqa: B023  used at once
     for env in envs:
         env.close()
-    return Episodes(returns, lengths)
+    outcomes = {k: np.array([end[k] for end in ends], dtype=float) for k in ends[0]}
+    counts = np.bincount(np.concatenate(chosen), minlength=agent.spec.actions) if chosen else None
+    return Episodes(returns, lengths, outcomes, counts)
 
 
 def summary(result: Episodes, score: Callable[[float], float] | None) -> dict[str, float]:
@@ -190,17 +211,41 @@ def summary(result: Episodes, score: Callable[[float], float] | None) -> dict[st
     Scores are linear, so the score of the mean is the mean of the scores.
     """
     r = result.returns
+    more = {f"eval/{k}": float(v.mean()) for k, v in result.outcomes.items()}
+    if result.actions is not None:
+        more |= {f"eval/action_{i}": float(n / result.actions.sum()) for i, n in enumerate(result.actions)}
     scores = (
         {"eval/score": score(float(r.mean())), "eval/score_std": float(np.std([score(x) for x in r]))} if score else {}
     )
-    return scores | {
-        "eval/return_mean": float(r.mean()),
-        "eval/return_std": float(r.std()),
-        "eval/return_min": float(r.min()),
-        "eval/return_max": float(r.max()),
-        "eval/length_mean": float(result.lengths.mean()),
-        "eval/episodes": len(r),
-    }
+    return (
+        scores
+        | {
+            "eval/return_mean": float(r.mean()),
+            "eval/return_std": float(r.std()),
+            "eval/return_min": float(r.min()),
+            "eval/return_max": float(r.max()),
+            "eval/length_mean": float(result.lengths.mean()),
+            "eval/episodes": len(r),
+        }
+        | more
+    )
+
+
+def words_of(result: Episodes, world) -> list[tuple[str, str]]:
+    """How the episodes ended and what was done in them, labels and words; nothing where that has no meaning."""
+    lines = []
+    if result.outcomes:
+        lines.append(("ends", ", ".join(f"{k} {v.mean():.0%}" for k, v in result.outcomes.items())))
+    if result.actions is not None:
+        names = world.actions or [str(i) for i in range(len(result.actions))]
+        shares = result.actions / result.actions.sum()
+        lines.append(("actions", ", ".join(f"{name} {share:.0%}" for name, share in zip(names, shares))))
+    return lines
+
+
+def words_of_trivial(returns: dict[str, float] | None) -> list[tuple[str, str]]:
+    """What policies earn that look at nothing, in the same form."""
+    return [("trivial", ", ".join(f"{k} {v:.1f}" for k, v in returns.items()))] if returns else []
 
 
 def headline(row: dict[str, float]) -> float:
@@ -280,22 +325,26 @@ def judge(options: Judge) -> dict:
     frames = [] if options.video else None
     goals = options.target_return or (None,)
     start = time.time()
-    result = evaluate(agent, world.make, options.episodes, options.seed, frames, goals[0])
+    result = evaluate(agent, world.make, options.episodes, options.seed, frames, goals[0], world.outcome)
     seconds = time.time() - start
     row = summary(result, world.score)
     name = headline_name(world, data["source"])
     using = ", ".join(f"{k} {v}" for k, v in versions().items())
     low, high = row["eval/return_min"], row["eval/return_max"]
     print(f"agent   {cfg.agent}, {part['updates']:,} updates")
-    print(
-        f"data    {data['name']} ({data['source']}), {data['transitions']:,} transitions, SHA-256 {data['sha256'][:12]}"
-    )
+    if data["source"] == "online":
+        print(f"learned in {data['name']}, {part['steps']:,} environment steps")
+    else:
+        known = f"{data['transitions']:,} transitions, SHA-256 {data['sha256'][:12]}"
+        print(f"data    {data['name']} ({data['source']}), {known}")
     print(f"return  {row['eval/return_mean']:.1f} ± {row['eval/return_std']:.1f}, from {low:.1f} to {high:.1f}")
     print(f"length  {row['eval/length_mean']:.1f}, from {result.lengths.min()} to {result.lengths.max()}")
     if world.score:
         print(f"score   {row['eval/score']:.2f} ± {row['eval/score_std']:.2f}, {name}, on {world.scale}")
     else:
         print(f"score   none: there are no reference returns for {world.name}")
+    for label, text in words_of(result, world) + words_of_trivial(part["run"].get("trivial")):
+        print(f"{label:<8}{text}")
     print(f"judged  in {world.name}, {options.episodes} episodes from seed {options.seed}, {seconds:.1f} s; {using}")
     asked = [result, *(evaluate(agent, world.make, options.episodes, options.seed, goal=g) for g in goals[1:])]
     for goal, one in zip(options.target_return, asked):
@@ -326,6 +375,7 @@ def judge(options: Judge) -> dict:
             **row,
             "returns": result.returns.tolist(),
             "lengths": result.lengths.tolist(),
+            "trivial": part["run"].get("trivial"),
         }
         if options.target_return:
             record["asked"] = {f"{g:g}": one.returns.tolist() for g, one in zip(goals, asked)}

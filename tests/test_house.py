@@ -14,14 +14,15 @@ from config import CONFIGS, parse, readme_table
 FLOORS = [
     {"config", "machine", "records"},
     {"scan", "learn", "memory"},
-    {"mamba"},
-    {"grained"},
+    {"mamba", "replay", "envs"},
+    {"grained", "mixers"},
     {"model"},
     {"d4rl_utils"},
-    {"agent"},
-    {"decision"},
+    {"agent", "discrete"},
+    {"decision", "dqn"},
     {"pictures"},
     {"utils"},
+    {"runs"},
     {"trainer"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
@@ -58,7 +59,7 @@ class Wall:
         if name in {"gymnasium", "mujoco", "h5py", "tyro", "tqdm", "matplotlib", "tensorboard", "imageio_ffmpeg"}:
             raise ImportError(f"{name} was imported")
 sys.meta_path.insert(0, Wall())
-import agent, decision
+import agent, decision, dqn, replay
 """
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
