@@ -10,6 +10,7 @@ again; each group is a section of `--help`. `PRESETS` are named overrides, for e
 from config.bamba import BambaConfig
 from config.command_line import CONFIGS, PRESETS, groups_of, parse, readme_table, word_after
 from config.decision import DMambaConfig, DMConfig, DTConfig
+from config.opso import OPSOConfig
 
 __all__ = ["CONFIGS", "PRESETS", "BambaConfig", "DMConfig", "DMambaConfig", "DTConfig"]
 __all__ += ["groups_of", "parse", "readme_table", "word_after"]

@@ -7,6 +7,7 @@ from dataclasses import fields, make_dataclass
 from config import bamba, decision
 from config.bamba import BambaConfig
 from config.decision import DMambaConfig, DMConfig, DTConfig
+from config.opso import OPSOConfig
 
 CONFIGS = {"bamba": BambaConfig, "dt": DTConfig, "dmamba": DMambaConfig, "dm": DMConfig}
 PRESETS = bamba.PRESETS | decision.PRESETS

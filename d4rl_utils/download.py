@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from d4rl_utils.files import alone, sha256_of
+from files import alone, sha256_of
 from d4rl_utils.names import REGISTRY, Entry
 
 BLOCK = 1 << 18

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d4rl_utils.files import alone, sha256_of
+from files import alone, sha256_of
 from d4rl_utils.names import DIMS, REGISTRY
 
 log = logging.getLogger(__name__)

@@ -36,7 +36,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from d4rl_utils.behaviour import MANIFEST, Policy, rollout_returns
 from d4rl_utils.environment import IDS, MAX_EPISODE_STEPS
-from d4rl_utils.files import alone
+from files import alone
 from d4rl_utils.lanes import Lanes
 from d4rl_utils.names import d4rl_score
 
