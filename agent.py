@@ -10,14 +10,22 @@ arXiv 2405.21060). Where we differ from TD3+BC:
 The contract that this agent keeps, and every other agent of the house:
 
     update(batch) -> metrics         learn from data; tensor work of fixed shape, no host synchronisation
-    observe(step) -> None            take in one environment step (agents that learn online)
-    reset(n, goal=None) -> memory    forget everything, and be told what is wanted
+    reset(n, goal=None) -> memory    forget everything, and be told what is wanted: a return, or a state for each
     act(state, reward, memory, explore=False) -> action, memory      for n environments at once
     prepare(data) -> None            what must be known of the data before the first update
     describe() -> str                one line for the start of a log
     data(cfg, device, seed) / world(cfg)     module functions: the sampler it learns from, the environment it lives in
 
-An agent is an nn.Module with `cfg`, `spec`, `updates` (how many it has made) and its optimisers as attributes.
+and, if it learns online (it has no `data` then):
+
+    gather(n, seed) -> None          make `experience`, what it will remember of n environments; a resume restores it
+    observe(step) -> None            take in one step (memory.Step) of all of them
+    lessons() -> batches             those that are due after this step, one `update` each: as an iterator
+    restart(memory, over, goal=None) -> memory  forget the rows whose episode is over (n,)
+    forsake(lost) -> None            episodes (n,) are abandoned without an end: nothing may be learned across that
+
+An agent is an nn.Module with `cfg`, `spec`, `updates` (how many it has made) and its optimisers as attributes; online,
+also with `steps`, how many environment steps it has observed. Acting in a loop happens in training mode.
 """
 
 from collections.abc import Callable
@@ -53,6 +61,10 @@ class World(NamedTuple):
     fps: int  # steps in a second of its time, for videos
     name: str  # for people, e.g. "hopper v4"
     scale: str  # of the score: "D4RL's scale", "Minari's scale × 100", or "" without one
+    outcome: Callable | None = None  # (info, reward) of an episode's last step -> {"crash": 0 or 1, ...}
+    actions: tuple[str, ...] = ()  # names of discrete actions
+    trivial: Callable | None = None  # () -> returns of policies that look at nothing, by name; may play to find out
+    tasks: tuple[str, ...] = ()  # several to be judged in, each an environment of its own: make(render_mode, task)
 
 
 def bc_q_loss(pi: Tensor, action: Tensor, q: Tensor, alpha: float) -> tuple[Tensor, dict]:

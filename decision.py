@@ -32,7 +32,7 @@ from agent import Spec, check_body, world  # noqa: F401  world: of every agent o
 from config import DMambaConfig, DMConfig, DTConfig
 from learn import Frozen, Graphed, adamw, clip, detach, set_rate, weigh
 from mamba import describe_backend
-from memory import Span, Spans
+from memory import Span, Spans, renew
 from model import MIXERS, Normaliser, Trunk, small_linear
 
 MIXER = {"dt": "attention", "dmamba": "mamba1", "dm": {"p": "grained", "dual": "dual", "coarse": "mamba1"}}
@@ -277,9 +277,7 @@ class Decision(nn.Module):
 
     def restart(self, memory: Memory, over: Tensor, goal: float | None = None) -> Memory:
         """The memory with those rows as after `reset` whose episode is over (n,), the others as they were."""
-        fresh = self.reset(len(over), goal)
-        choose = lambda new, old: torch.where(over.view(-1, *[1] * (old.dim() - 1)), new, old)  # noqa: E731
-        return pytree.tree_map(choose, fresh, memory)
+        return renew(memory, self.reset(len(over), goal), over)
 
     @torch.no_grad()
     def act(self, state: Tensor, reward: Tensor, memory: Memory, explore: bool = False) -> tuple[Tensor, Memory]:

@@ -67,6 +67,11 @@ def clip(nets: Iterable[nn.Module], norm: float) -> Tensor:
     return nn.utils.clip_grad_norm_([p for net in nets for p in net.parameters()], norm, foreach=True)
 
 
+def due(before: int, now: int, every: int) -> int:
+    """How many multiples of `every` lie in (before, now]; none if every is 0."""
+    return now // every - before // every if every else 0
+
+
 class Meter:
     """Means of metrics over an interval, summed on the device; the host reads them once, in `means`."""
 

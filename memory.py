@@ -13,6 +13,18 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+class Step(NamedTuple):
+    """What n environments did in one step. Raw units. An episode ends where terminated or truncated."""
+
+    state: Tensor  # (n, S)
+    action: Tensor  # (n,) long, or (n, A)  taken in that state
+    reward: Tensor  # (n,)
+    next_state: Tensor  # (n, S)  the episode's last one where it ends, never the next episode's first
+    terminated: Tensor  # (n,) bool  the MDP ended
+    truncated: Tensor  # (n,) bool  only the recording did; a time limit is not a death
 
 
 class Window(NamedTuple):
@@ -151,3 +163,9 @@ def remember(memory: Memory, state: Tensor) -> tuple[Tensor, Memory]:
     seen = (memory.seen + 1).clamp_max(k)
     places = window(torch.full_like(seen, k - 1), k - seen, k)
     return states.gather(1, places[..., None].expand_as(states)), Memory(states, seen)
+
+
+def renew(memory, fresh, over: Tensor):
+    """A memory of any kind for n environments, with the rows of `fresh` where an episode is over (n,)."""
+    choose = lambda new, old: torch.where(over.view(-1, *[1] * (old.dim() - 1)), new, old)  # noqa: E731
+    return pytree.tree_map(choose, fresh, memory)

@@ -12,8 +12,9 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    series = lambda key: tuple(zip(*[(r["update"], r[key]) for r in rows if key in r])) or ((), ())  # noqa: E731
     head = rows[0] if rows else {}
+    unit = "env_step" if "env_step" in head else "update"
+    series = lambda key: tuple(zip(*[(r[unit], r[key]) for r in rows if key in r])) or ((), ())  # noqa: E731
     figure = Figure(figsize=(11, 7.5), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12)
@@ -32,6 +33,10 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
     if "behaviour_score" in head:
         text = f"mean of the data {head['behaviour_score']:.1f}"
         score_axis.axhline(head["behaviour_score"], color="0.4", ls="--", lw=1, label=text)
+    steps, returns = series("episode/return")
+    if steps:
+        score_axis.plot(steps, returns, ".", ms=2, color="0.75", zorder=0, label="training episodes")
+        score_axis.plot(steps, smoothed(returns), lw=1.2, color="C1", label="the same, smoothed (0.9)")
     if score_axis.get_legend_handles_labels()[1]:
         score_axis.legend(frameon=False)
     score_axis.set_title(f"{head.get('score_name', 'score')}, mean ± std over episodes")
@@ -42,6 +47,8 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
             "losses",
             [
                 ("loss/critic", "critic"),
+                ("loss/td", "TD, weighted"),
+                ("loss/td_unweighted", "TD, unweighted"),
                 ("loss/action", "action"),
                 ("loss/state", "next state"),
                 ("loss/reward", "reward"),
@@ -79,11 +86,20 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
         axis.set_title(name)
         axis.set_visible(bool(axis.lines))
     for axis in figure.axes:
-        axis.set_xlabel("updates")
+        axis.set_xlabel(f"{unit.replace('_', ' ')}s")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x else "0")
     figure.savefig(path, format="png", dpi=110)
+
+
+def smoothed(values: Sequence[float], keep: float = 0.9) -> list[float]:
+    """TensorBoard's running mean: s_k = keep s_(k-1) + (1 - keep) x_k, over what its weights sum to."""
+    mean, weight, out = 0.0, 0.0, []
+    for x in values:
+        mean, weight = keep * mean + (1 - keep) * x, keep * weight + 1 - keep
+        out.append(mean / weight)
+    return out
 
 
 def draw_sweep(asked: Sequence[float], returns: list[np.ndarray], title: str, path: Path) -> None:

@@ -50,13 +50,21 @@ class Log:
     """One JSON object a line in `log.jsonl`, as it happens, and the same numbers to TensorBoard and W&B if wanted.
 
     after: on a resume, the checkpoint's update; rows behind it belong to updates that will be made again, and go.
+    unit: what rows are numbered in, "update" or "env_step".
     """
 
-    def __init__(self, folder: Path, tensorboard: bool = False, wandb: bool = False, after: int | None = None):
-        self.path = folder / "log.jsonl"
+    def __init__(
+        self,
+        folder: Path,
+        tensorboard: bool = False,
+        wandb: bool = False,
+        after: int | None = None,
+        unit: str = "update",
+    ):
+        self.path, self.unit = folder / "log.jsonl", unit
         self.start, self.writer, self.wandb = time.time(), None, None
         if after is not None:
-            rows = [r for r in read_log(self.path) if r["update"] <= after]
+            rows = [r for r in read_log(self.path) if r[unit] <= after]
             self.start -= rows[-1]["seconds"] if rows else 0.0
             with replacing(self.path) as part:
                 part.write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -71,7 +79,7 @@ class Log:
 
     def __call__(self, update: int, row: dict) -> None:
         with open(self.path, "a") as f:
-            f.write(json.dumps({"update": update, "seconds": round(time.time() - self.start, 1), **row}) + "\n")
+            f.write(json.dumps({self.unit: update, "seconds": round(time.time() - self.start, 1), **row}) + "\n")
         numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
         if self.writer:
             for key, value in numbers.items():

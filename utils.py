@@ -26,13 +26,16 @@ from torch.utils import _pytree as pytree
 
 import pictures
 from config import CONFIGS
-from d4rl_utils import SCORE_NAMES
+from d4rl_utils import SCORE_NAMES as D4RL_NAMES
 from machine import pick_device, versions
+from ogbench_utils import SCORE_NAMES as OGBENCH_NAMES
+from ogbench_utils import name_of, split_name
 from records import replacing
 
 FORMAT = 1  # of checkpoints; raise it when old ones cannot be woken any more
 SYSTEMS = {"bamba": ("agent", "Bamba")}  # name -> module and class; config.CONFIGS has the config class
-SYSTEMS |= dict.fromkeys(("dt", "dmamba", "dm"), ("decision", "Decision"))
+SYSTEMS |= dict.fromkeys(("dt", "dmamba", "dm"), ("decision", "Decision")) | {"dqn": ("dqn", "DQN")}
+SYSTEMS |= {"opso": ("opso", "Opso"), "opso_online": ("opso.online", "OpsoOnline")}
 
 
 def system_of(name: str) -> tuple:
@@ -53,6 +56,7 @@ def save(path: Path, agent: torch.nn.Module, run: dict) -> None:
         "config": asdict(agent.cfg),
         "spec": agent.spec._asdict(),
         "updates": agent.updates,
+        "steps": getattr(agent, "steps", None),  # in environments, if it learns there
         "agent": agent.state_dict(),
         "optimisers": optimisers,
         "versions": versions(),
@@ -118,6 +122,8 @@ def load(path: str | Path, device: torch.device | str = "cpu", **changes) -> tup
     for key, state in part["optimisers"].items():
         getattr(agent, key).load_state_dict(state)
     agent.updates = part["updates"]
+    if part.get("steps") is not None:
+        agent.steps = part["steps"]
     return agent, part
 
 
@@ -129,6 +135,9 @@ class Episodes(NamedTuple):
 
     returns: np.ndarray  # (n,)
     lengths: np.ndarray  # (n,)
+    outcomes: dict[str, np.ndarray]  # how they ended, each (n,); empty if the world does not say
+    actions: np.ndarray | None  # (A,) how often each was taken; None where they are not discrete
+    tasks: dict[str, np.ndarray]  # returns by task, each (episodes,); empty where there is one alone
 
 
 def judge_of(agent: torch.nn.Module) -> torch.nn.Module:
@@ -141,30 +150,51 @@ def judge_of(agent: torch.nn.Module) -> torch.nn.Module:
 
 
 def evaluate(
-    agent: torch.nn.Module, make_env: Callable, episodes: int, seed: int, frames: list | None = None, goal=None
+    agent: torch.nn.Module,
+    make_env: Callable,
+    episodes: int,
+    seed: int,
+    frames: list | None = None,
+    goal=None,
+    outcome: Callable | None = None,
+    tasks: tuple[str, ...] = (),
 ) -> Episodes:
-    """Play `episodes` episodes side by side, one environment each, episode i from seed + i; each counts exactly once.
+    """Play `episodes` episodes (of every task) side by side, one environment each; each counts exactly once.
 
-    Deterministic actions; one batched forward a step, over the episodes that still run.
-    frames: filled with the pictures of the first episode. goal: what the agent is asked for, if not what it is used to.
+    Episode i (of a task) begins from seed + i. Deterministic actions; one batched forward a step, over the episodes
+    that still run. frames: filled with the pictures of the first episode. goal: what the agent is asked for, if not
+    what it is used to; an environment whose reset says `info["goal"]` asks for that. outcome, tasks: as in `agent.World`.
     """
     if episodes < 1:
         raise ValueError(f"{episodes} episodes cannot be averaged: take 1 or more")
     judge = judge_of(agent)
-    envs = [make_env("rgb_array" if frames is not None and i == 0 else None) for i in range(episodes)]
+    first = "rgb_array" if frames is not None else None  # the pictures are of one episode
+    kinds = [(task,) for task in tasks] or [()]
+    envs = [make_env(None if i else first, *kind) for kind in kinds for i in range(episodes)]
+    n = len(envs)
     as_tensor = lambda x: torch.as_tensor(x, dtype=torch.float64, device=judge.device)  # noqa: E731
-    state = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
-    returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
-    live, reward, memory = np.arange(episodes), np.zeros(episodes), judge.reset(episodes, goal)
+    state, infos = zip(*(env.reset(seed=seed + i % episodes) for i, env in enumerate(envs)))
+    state = np.stack(state)
+    if "goal" in infos[0]:
+        goal = as_tensor(np.stack([info["goal"] for info in infos]))
+    returns, lengths = np.zeros(n), np.zeros(n, dtype=np.int64)
+    live, reward, memory = np.arange(n), np.zeros(n), judge.reset(n, goal)
+    ends, chosen = [{}] * n, []
     while len(live):
         action, memory = judge.act(as_tensor(state), as_tensor(reward), memory)
-        action = action.cpu().numpy().astype(np.float32)
+        action = action.cpu().numpy()
+        if action.dtype.kind == "f":
+            action = action.astype(np.float32)
+        else:
+            chosen.append(action)
         if frames is not None and live[0] == 0:
             frames.append(envs[0].render())
         over = np.zeros(len(live), dtype=bool)
         for j, i in enumerate(live):
-            state[j], reward[j], terminated, truncated, _ = envs[i].step(action[j])
+            state[j], reward[j], terminated, truncated, info = envs[i].step(action[j])
             over[j] = terminated or truncated
+            if over[j] and outcome:
+                ends[i] = outcome(info, reward[j])
         returns[live] += reward
         lengths[live] += 1
         if over.any():
@@ -174,7 +204,9 @@ def evaluate(
             memory = pytree.tree_map(lambda x: x.index_select(0, rest), memory)  # noqa: B023  used at once
     for env in envs:
         env.close()
-    return Episodes(returns, lengths)
+    outcomes = {k: np.array([end[k] for end in ends], dtype=float) for k in ends[0]}
+    counts = np.bincount(np.concatenate(chosen), minlength=agent.spec.actions) if chosen else None
+    return Episodes(returns, lengths, outcomes, counts, dict(zip(tasks, returns.reshape(-1, episodes))))
 
 
 def summary(result: Episodes, score: Callable[[float], float] | None) -> dict[str, float]:
@@ -183,17 +215,40 @@ def summary(result: Episodes, score: Callable[[float], float] | None) -> dict[st
     Scores are linear, so the score of the mean is the mean of the scores.
     """
     r = result.returns
+    more = {f"eval/{k}": float(v.mean()) for k, v in result.outcomes.items()}
+    more |= {f"eval/{k}": score(float(v.mean())) if score else float(v.mean()) for k, v in result.tasks.items()}
+    if result.actions is not None:
+        more |= {f"eval/action_{i}": float(n / result.actions.sum()) for i, n in enumerate(result.actions)}
     scores = (
         {"eval/score": score(float(r.mean())), "eval/score_std": float(np.std([score(x) for x in r]))} if score else {}
     )
-    return scores | {
-        "eval/return_mean": float(r.mean()),
-        "eval/return_std": float(r.std()),
-        "eval/return_min": float(r.min()),
-        "eval/return_max": float(r.max()),
-        "eval/length_mean": float(result.lengths.mean()),
-        "eval/episodes": len(r),
-    }
+    return (
+        scores
+        | {
+            "eval/return_mean": float(r.mean()),
+            "eval/return_std": float(r.std()),
+            "eval/return_min": float(r.min()),
+            "eval/return_max": float(r.max()),
+            "eval/length_mean": float(result.lengths.mean()),
+            "eval/episodes": len(r),
+        }
+        | more
+    )
+
+
+def words_of(result: Episodes, world) -> list[str]:
+    """How the episodes ended and what was done in them, a line each; nothing where that has no meaning."""
+    lines = []
+    if result.tasks:
+        mean = world.score or float
+        lines.append("tasks       " + ", ".join(f"{k} {mean(float(v.mean())):.1f}" for k, v in result.tasks.items()))
+    if result.outcomes:
+        lines.append("ends        " + ", ".join(f"{k} {v.mean():.0%}" for k, v in result.outcomes.items()))
+    if result.actions is not None:
+        names = world.actions or [str(i) for i in range(len(result.actions))]
+        shares = result.actions / result.actions.sum()
+        lines.append("actions     " + ", ".join(f"{name} {share:.0%}" for name, share in zip(names, shares)))
+    return lines
 
 
 def headline(row: dict[str, float]) -> float:
@@ -203,7 +258,12 @@ def headline(row: dict[str, float]) -> float:
 
 def headline_name(world, source: str) -> str:
     """What that number is called after learning from data of this source: only D4RL's own give a "D4RL score"."""
-    return SCORE_NAMES[source] if world.score else "return"
+    return (D4RL_NAMES | OGBENCH_NAMES | {"online": "score"})[source] if world.score else "return"
+
+
+def source_of(data: dict) -> str:
+    """Where what an agent learned from came from; of one that went on from another's training, that one's."""
+    return data.get("before", data)["source"]
 
 
 # -- the verb ------------------------------------------------------------------------------------
@@ -243,6 +303,9 @@ def check_env(wanted: str, cfg, data: dict) -> None:
     That is its data's name or environment; with D4RL's names also hopper, hopper-medium, hopper-medium-v2 and -local.
     """
     own = {data["name"]} | (set() if data["source"] == "minari" else {cfg.env})
+    if source_of(data).startswith("ogbench"):
+        base = split_name(name_of(cfg)).base
+        own |= {cfg.dataset, base, f"{base}-v0", f"{base}-local"}
     if data["source"] in ("d4rl", "local"):
         base = data["name"].removesuffix("-v2").removesuffix("-local")
         own |= {base, f"{base}-v2", f"{base}-local", base.partition("-")[0]}
@@ -273,22 +336,30 @@ def judge(options: Judge) -> dict:
     frames = [] if options.video else None
     goals = options.target_return or (None,)
     start = time.time()
-    result = evaluate(agent, world.make, options.episodes, options.seed, frames, goals[0])
+    result = evaluate(agent, world.make, options.episodes, options.seed, frames, goals[0], world.outcome, world.tasks)
     seconds = time.time() - start
     row = summary(result, world.score)
-    name = headline_name(world, data["source"])
+    name = headline_name(world, source_of(data))
     using = ", ".join(f"{k} {v}" for k, v in versions().items())
     low, high = row["eval/return_min"], row["eval/return_max"]
     print(f"agent   {cfg.agent}, {part['updates']:,} updates")
-    print(
-        f"data    {data['name']} ({data['source']}), {data['transitions']:,} transitions, SHA-256 {data['sha256'][:12]}"
-    )
+    if data["source"] == "online":
+        print(f"learned in {data['name']}, {part['steps']:,} environment steps")
+        if "before" in data:
+            before = data["before"]
+            print(f"after   {before['name']} ({before['source']}), {before['transitions']:,} transitions")
+    else:
+        known = f"{data['transitions']:,} transitions, SHA-256 {data['sha256'][:12]}"
+        print(f"data    {data['name']} ({data['source']}), {known}")
     print(f"return  {row['eval/return_mean']:.1f} ± {row['eval/return_std']:.1f}, from {low:.1f} to {high:.1f}")
     print(f"length  {row['eval/length_mean']:.1f}, from {result.lengths.min()} to {result.lengths.max()}")
     if world.score:
         print(f"score   {row['eval/score']:.2f} ± {row['eval/score_std']:.2f}, {name}, on {world.scale}")
     else:
         print(f"score   none: there are no reference returns for {world.name}")
+    trivial = part["run"].get("trivial")
+    for line in words_of(result, world) + ([", ".join(f"{k} {v:.1f}" for k, v in trivial.items())] if trivial else []):
+        print(line)
     print(f"judged  in {world.name}, {options.episodes} episodes from seed {options.seed}, {seconds:.1f} s; {using}")
     asked = [result, *(evaluate(agent, world.make, options.episodes, options.seed, goal=g) for g in goals[1:])]
     for goal, one in zip(options.target_return, asked):
@@ -318,7 +389,9 @@ def judge(options: Judge) -> dict:
             "versions": versions(),
             **row,
             "returns": result.returns.tolist(),
+            "tasks": {k: v.tolist() for k, v in result.tasks.items()},
             "lengths": result.lengths.tolist(),
+            "trivial": part["run"].get("trivial"),
         }
         if options.target_return:
             record["asked"] = {f"{g:g}": one.returns.tolist() for g, one in zip(goals, asked)}

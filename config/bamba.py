@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from config.shared import QUICK, Data, Judging, Machine, Run, Training, check_ranges
+from config.shared import QUICK, Data, Descent, Judging, Machine, Run, Training, check_ranges
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class BambaConfig(Objective, Encoder, Machine, Judging, Training, Data, Run):
+class BambaConfig(Objective, Encoder, Machine, Judging, Descent, Training, Data, Run):
     """Bamba: behaviour cloning and Q-learning on a Mamba-2 summary of the last K states."""
 
     def __post_init__(self):

@@ -4,13 +4,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields, make_dataclass
 
-from config import bamba, decision
+from config import bamba, decision, dqn, opso
 from config.bamba import BambaConfig
 from config.decision import DMambaConfig, DMConfig, DTConfig
-from config.opso import OPSOConfig
+from config.dqn import DQNConfig
+from config.opso import OPSOConfig, OPSOOnlineConfig
 
-CONFIGS = {"bamba": BambaConfig, "dt": DTConfig, "dmamba": DMambaConfig, "dm": DMConfig}
-PRESETS = bamba.PRESETS | decision.PRESETS
+CONFIGS = {"bamba": BambaConfig, "dt": DTConfig, "dmamba": DMambaConfig, "dm": DMConfig, "dqn": DQNConfig}
+CONFIGS |= {"opso": OPSOConfig, "opso_online": OPSOOnlineConfig}
+PRESETS = bamba.PRESETS | decision.PRESETS | dqn.PRESETS | opso.PRESETS
+WORLDS = {"dqn": dqn.WORLDS}  # agent -> environment -> where its settings start from
 
 
 def groups_of(config: type) -> list[type]:
@@ -28,7 +31,8 @@ def parse(argv: Sequence[str] | None = None, prog: str = "trainer.py"):
     known = PRESETS.get(agent, {})
     if preset in {name for names in PRESETS.values() for name in names} and agent in CONFIGS and preset not in known:
         raise ValueError(f"{agent} has no preset {preset!r}; it has {', '.join(known)}")
-    defaults = {f.name: f.default for f in fields(config)} | known.get(preset, {})
+    world = WORLDS.get(agent, {}).get(word_after("--env", argv), {})
+    defaults = {f.name: f.default for f in fields(config)} | world | known.get(preset, {})
     # The groups are flat in use and nested only here: that is what makes each one a section of --help.
     groups = {g.__name__: g(**{f.name: defaults[f.name] for f in fields(g)}) for g in groups_of(config)}
     nested = make_dataclass(config.__name__, [(name, type(g), g) for name, g in groups.items()], frozen=True)
@@ -63,6 +67,14 @@ def readme_table() -> str:
         groups = {f.name: f.default for g in groups_of(config) for f in fields(g)}
         own = [f"`{f.name}` {shown(f.default)}" for f in fields(config) if f.default != groups[f.name]]
         lines += [f"| `{name}` | {', '.join(w for w in own if not w.startswith('`agent`'))} |"] if own else []
+    lines += [
+        "\n**Where an environment makes an agent start from other defaults**\n",
+        "| agent, environment | |",
+        "|---|---|",
+    ]
+    for name, worlds in WORLDS.items():
+        for env, changes in worlds.items():
+            lines += [f"| `{name}`, {env} | {', '.join(f'`{k}` {shown(v)}' for k, v in changes.items())} |"]
     return "\n".join(lines).strip()
 
 

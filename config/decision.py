@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from config.shared import QUICK, Agent, Data, Judging, Machine, Run, Training, check_ranges
+from config.shared import QUICK, Agent, Data, Descent, Judging, Machine, Run, Training, check_ranges
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Returns:
 
 
 @dataclass(frozen=True)
-class ReturnConditioned(Returns, Imitation, Tokens, Machine, Judging, Training, Data, Run):
+class ReturnConditioned(Returns, Imitation, Tokens, Machine, Judging, Descent, Training, Data, Run):
     """Acts so that a wanted return comes true."""
 
     num_epochs: int = 100

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from config.shared import Agent, Judging, Machine, Run, Training, check_ranges
+from config.shared import Agent, Cadence, Descent, Judging, Machine, Online, Run, Training, check_ranges
 
 
 @dataclass(frozen=True)
@@ -131,19 +131,62 @@ class Imitation:
 
 
 @dataclass(frozen=True)
-class OPSOConfig(Imitation, Losses, Goals, StateModel, Machine, Judging, Training, GoalData, Run):
-    """OPSO: goal-conditioned values and proposals from states alone, then actions by inverse dynamics."""
+class Exploration:
+    """how the second phase acts and learns"""
+
+    init: str = ""
+    """the checkpoint or run folder of an offline phase; none: the newest one on this data set in output_dir"""
+    max_episodes: int = 0
+    """stop after so many episodes of full length; 0: env_steps decide"""
+    schedule_episodes: int = 200
+    """episodes over which both of the following fall, linearly"""
+    eps_start: float = 0.30
+    """share of steps that head for the goal instead of the proposal, z* = z + alpha (z_g - z), at first ..."""
+    eps_end: float = 0.05
+    """... and at last"""
+    sigma_start: float = 0.20
+    """noise on actions, as a share of their half range, at first ..."""
+    sigma_end: float = 0.05
+    """... and at last"""
+    random_steps: int = 10_000
+    """environment steps of uniformly random actions at first, if inverse dynamics has seen no action yet"""
+    offline_share: float = 0.5
+    """share of a batch that comes from the offline data"""
+
+
+@dataclass(frozen=True)
+class Core(Imitation, Losses, Goals, StateModel, Machine, Judging, Descent, GoalData, Run):
+    """What both phases are told."""
+
+    batch_size: int = 32
+    weight_decay: float = 0.0
+    grad_clip: float = 5.0
+
+    def __post_init__(self):
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
+class OPSOConfig(Training, Core):
+    """OPSO, phase 1: goal-conditioned values and proposals from states alone; actions by inverse dynamics."""
 
     agent: Agent = "opso"
     num_epochs: int = 200
     updates_per_epoch: int = 500
-    batch_size: int = 32
-    weight_decay: float = 0.0
-    grad_clip: float = 5.0
     eval_freq: int = 20
 
-    def __post_init__(self):
-        check_ranges(self)
+
+@dataclass(frozen=True)
+class OPSOOnlineConfig(Exploration, Cadence, Online, Core):
+    """OPSO, phase 2: inverse dynamics, values and proposals from its own episodes, around phase 1's frozen encoder."""
+
+    agent: Agent = "opso_online"
+    env_steps: int = 1_000_000
+    eval_every: int = 50_000
+    num_final_episodes: int = 10
+    buffer_size: int = 1_000_000
+    learn_start: int = 1000
+    train_every: int = 4
 
 
 SMALL = {"d_model": 64, "n_layers": 1, "tau": 0.01, "num_epochs": 60, "eval_freq": 5, "save_freq": 10}
@@ -152,4 +195,10 @@ QUICK = {**SMALL, "max_trajectories": 200, "num_epochs": 10, "eval_freq": 5, "nu
 UPSTREAM = {"context_length": 100, "batch_size": 128, "drop_p": 0.1, "pool": "attention", "rope": True}
 UPSTREAM |= {"head_norm": False, "tau": 0.01, "proposal_steps": 1, "temperature": 0.0, "weigh_inverse": False}
 UPSTREAM |= {"beta_v": 0.1, "beta_s": 1.0, "beta_r": 1.0, "beta_a": 0.1, "nce_bank": 10_000, "reward": "zero_one"}
+ONLINE = {k: SMALL[k] for k in ("d_model", "n_layers", "tau", "dataset")}
 PRESETS = {"opso": {"small": SMALL, "quick": QUICK, "upstream": UPSTREAM}}
+PRESETS["opso_online"] = {
+    "small": {**ONLINE, "env_steps": 200_000},
+    "quick": {**ONLINE, "env_steps": 20_000, "num_final_episodes": 4, "eval_every": 0},
+    "upstream": UPSTREAM,
+}

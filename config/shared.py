@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
-Agent = Literal["bamba", "dt", "dmamba", "dm"]
+Agent = Literal["bamba", "dt", "dmamba", "dm", "dqn", "opso", "opso_online"]
 Preset = Literal["none", "quick", "small", "base", "upstream"]
 
 
@@ -20,7 +20,7 @@ class Run:
     output_dir: str = "./outputs"
     """every run gets a folder of its own in here"""
     resume: str = ""
-    """a checkpoint or run folder to continue exactly, with its own settings; --num_epochs and --device may differ"""
+    """a checkpoint or run folder to continue exactly, with its own settings; its length and --device may differ"""
     tensorboard: bool = True
     """write TensorBoard event files into the run folder"""
     wandb: bool = False
@@ -43,16 +43,60 @@ class Data:
     """instead of the above: hopper-medium-v2; minari:mujoco/hopper/medium-v0; or a .hdf5 file in D4RL's layout"""
     local_transitions: int = 0
     """how many transitions a local dataset holds; 0: 1M, and for medium-replay as many as D4RL's (202k to 402k)"""
+    env_version: str = "v4"
+    """version of D4RL's bodies in Gymnasium; v4 moves as D4RL's did"""
 
 
 @dataclass(frozen=True)
 class Training:
-    """how long and how hard to learn"""
+    """how long to learn from data"""
 
     num_epochs: int = 1000
     """epochs in all"""
     updates_per_epoch: int = 1000
     """gradient updates in one epoch; losses are logged once an epoch"""
+    eval_freq: int = 10
+    """epochs between evaluations; 0: never"""
+    save_freq: int = 50
+    """epochs between checkpoints (an evaluation writes one too)"""
+
+
+@dataclass(frozen=True)
+class Online:
+    """how long to learn in an environment; an environment step is one step of one environment"""
+
+    env_steps: int = 200_000
+    """environment steps in all"""
+    num_envs: int = 1
+    """environments side by side; updates per environment step stay as they are"""
+    log_every: int = 1000
+    """environment steps between rows of losses in the log; an episode has a row when it ends"""
+    eval_every: int = 0
+    """environment steps between evaluations; 0: one at the end"""
+    save_every: int = 10_000
+    """environment steps between checkpoints, from which a killed run goes on; 0: one at the end"""
+    num_final_episodes: int = 50
+    """episodes of the evaluation at the end; 0: none"""
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """when an agent with a replay learns"""
+
+    buffer_size: int = 100_000
+    """transitions that are remembered"""
+    learn_start: int = 10_000
+    """environment steps before the first update"""
+    train_every: int = 1
+    """environment steps between rounds of updates"""
+    num_updates: int = 1
+    """updates in a round"""
+
+
+@dataclass(frozen=True)
+class Descent:
+    """how hard to learn"""
+
     batch_size: int = 256
     """B, windows in one update"""
     learning_rate: float = 3e-4
@@ -62,11 +106,7 @@ class Training:
     weight_decay: float = 1e-4
     """AdamW's decay; never on norms, biases, A_log, D, dt_bias"""
     grad_clip: float = 1.0
-    """largest gradient norm, for the critics and for the rest apart"""
-    eval_freq: int = 10
-    """epochs between evaluations; 0: never"""
-    save_freq: int = 50
-    """epochs between checkpoints (an evaluation writes one too)"""
+    """largest gradient norm; Bamba: for the critics and for the rest apart"""
 
 
 @dataclass(frozen=True)
@@ -77,8 +117,6 @@ class Judging:
     """episodes in one evaluation"""
     eval_seed: int = 1_000_000
     """seed of the first evaluation episode, the next ones count on from it"""
-    env_version: str = "v4"
-    """version of D4RL's bodies in Gymnasium; v4 moves as D4RL's did"""
 
 
 @dataclass(frozen=True)
@@ -109,6 +147,8 @@ AT_LEAST_1 = (
     "n_heads",
     "refresh_every",
 )
+AT_LEAST_1 += ("env_steps", "num_envs", "log_every", "buffer_size", "train_every", "num_updates", "target_every")
+AT_LEAST_1 += ("eps_decay", "per_beta_steps", "embed_dim", "ff_dim")
 AT_LEAST_0 = (
     "local_transitions",
     "warmup_steps",
@@ -122,9 +162,10 @@ AT_LEAST_0 = (
     "tau",
 )
 AT_LEAST_0 += ("action_noise", "action_noise_clip", "beta_s", "beta_r", "learning_rate", "seed", "eval_seed")
-AT_LEAST_0 += ("w_a", "w_s", "w_r", "alpha_T")
+AT_LEAST_0 += ("w_a", "w_s", "w_r", "alpha_T", "eval_every", "save_every", "num_final_episodes", "learn_start")
+AT_LEAST_0 += ("td_clip", "per_alpha", "per_eps", "drift_coef")
 RANGES = dict.fromkeys(AT_LEAST_1, (1, None)) | dict.fromkeys(AT_LEAST_0, (0, None)) | {"gamma": (0, 1), "tau": (0, 1)}
-RANGES |= {"beta_cap": (0, 1)}
+RANGES |= dict.fromkeys(("beta_cap", "eps_start", "eps_end", "per_beta"), (0, 1))
 
 
 def check_ranges(cfg) -> None:

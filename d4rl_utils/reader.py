@@ -59,7 +59,7 @@ class Identity:
     sha256: str  # of the file, or of Minari's files
     transitions: int
     episodes: int  # cut ones included
-    return_mean: float  # over these episodes
+    return_mean: float | None  # over these episodes; None where no reward was recorded
 
 
 class Dataset(NamedTuple):

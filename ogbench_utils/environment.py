@@ -15,13 +15,13 @@ class Task:
     A step pays 1 and ends the episode when the goal is reached, which `info["success"]` says too.
     """
 
-    def __init__(self, env, number: int):
-        """number: 1 to 5."""
-        self.env, self.number = env, number
+    def __init__(self, env, number: int | None):
+        """number: 1 to 5; None: any of them, drawn anew at every reset."""
+        self.env, self.number, self.spec = env, number, env.spec
 
     def reset(self, seed: int | None = None) -> tuple[np.ndarray, dict]:
         with seeded(self.env, seed):
-            return self.env.reset(seed=seed, options={"task_id": self.number})
+            return self.env.reset(seed=seed, options={"task_id": self.number} if self.number else {})
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         return self.env.step(action)
@@ -33,9 +33,9 @@ class Task:
         self.env.close()
 
 
-def make_task(environment: str, task: str, render_mode: str | None = None) -> Task:
-    """A fresh environment, e.g. `antmaze-medium-v0`, for one of TASKS."""
-    return Task(make_maze(environment, render_mode=render_mode or "rgb_array"), TASKS.index(task) + 1)
+def make_task(environment: str, task: str | None = None, render_mode: str | None = None) -> Task:
+    """A fresh environment, e.g. `antmaze-medium-v0`, for one of TASKS, or for all."""
+    return Task(make_maze(environment, render_mode=render_mode or "rgb_array"), task and TASKS.index(task) + 1)
 
 
 def make_maze(environment: str, **settings):

@@ -84,7 +84,7 @@ def read_npz(path: str | Path, name: str, max_trajectories: int = -1) -> Dataset
     rows = int(ends[-1]) + 1
     transitions = rows - len(ends)
     episodes = Episodes(states[:rows], actions[:rows], ends.astype(np.int64))
-    return Dataset(episodes, Identity(found, source, path.name, digest, transitions, len(ends), float("nan")))
+    return Dataset(episodes, Identity(found, source, path.name, digest, transitions, len(ends), None))
 
 
 def tolerance_of(name: str) -> float:

@@ -42,36 +42,16 @@ class Goals(NamedTuple):
     tolerance: float  # of (x, y)
 
 
-class Recorded:
-    """Episodes on the training device, sampled as segments; every transition is equally likely to be the start.
+class Rows:
+    """Episodes of rows, one after another on one device, sampled as segments; every transition is as likely a start.
 
-    states (R, S), actions (R, A), ends (E,): as in `reader.Episodes`. seed: of the sampler's own generator.
-    labelled: share of the episodes whose actions may be used, the same ones for one `label_seed`.
+    What a kind of rows must have: `states` (R, S), `actions` (R, A), `last` (R,) the row in which a row's episode ends,
+    `chosen` (R,) 1 where actions may be used, `starts` the rows with a transition, `known` those that are states of the
+    data at all.
     """
 
-    def __init__(
-        self,
-        episodes,
-        t: int,
-        k: int,
-        goals: Goals,
-        device: torch.device | str,
-        seed: int,
-        labelled: float = 1.0,
-        label_seed: int = 0,
-    ):
+    def __init__(self, t: int, k: int, goals: Goals, device: torch.device | str, seed: int):
         self.t, self.k, self.goals = t, k, goals
-        self.states = torch.from_numpy(episodes.states).to(device)
-        self.actions = torch.from_numpy(episodes.actions).to(device)
-        ends = torch.from_numpy(np.ascontiguousarray(episodes.ends))
-        lengths = ends.diff(prepend=ends.new_full((1,), -1))  # in rows
-        chosen = torch.zeros(len(ends))
-        order = torch.randperm(len(ends), generator=torch.Generator().manual_seed(label_seed))
-        chosen[order[: round(labelled * len(ends))]] = 1.0
-        number = torch.arange(len(ends)).repeat_interleave(lengths)
-        self.last = ends[number].to(device)  # the row in which a row's episode ends
-        self.chosen = chosen[number].to(device)
-        self.starts = (torch.arange(len(self.last)) != ends[number]).nonzero().squeeze(1).to(device)
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def sample(self, b: int) -> Segments:
@@ -92,12 +72,11 @@ class Recorded:
         value_rows = torch.minimum(here + leap, last)
         value_rows = torch.where(kind < goals.current, after, value_rows)
         anywhere = kind >= goals.current + goals.trajectory
-        value_rows = torch.where(anywhere, self.below(len(self.last), here.shape), value_rows)
+        value_rows = torch.where(anywhere, self.any_row(here.shape), value_rows)
         u = self.uniform(here.shape)
         policy_rows = after + (u * (last - after + 1)).long()
         anywhere_policy = self.uniform(here.shape) >= goals.policy_trajectory
-        policy_rows = torch.where(anywhere_policy, self.below(len(self.last), here.shape), policy_rows)
-        policy_rows = torch.where(anywhere_policy, policy_rows, torch.minimum(policy_rows, last))
+        policy_rows = torch.where(anywhere_policy, self.any_row(here.shape), torch.minimum(policy_rows, last))
 
         take = lambda table, places: table.index_select(0, places.flatten()).unflatten(0, places.shape)  # noqa: E731
         states, value_goals = take(self.states, rows), take(self.states, value_rows)
@@ -119,6 +98,9 @@ class Recorded:
         """In (0, 1]."""
         return 1 - torch.rand(shape, device=self.last.device, generator=self.generator)
 
+    def any_row(self, shape: tuple) -> Tensor:
+        return self.known[self.below(len(self.known), shape)]
+
     def below(self, n: int, shape: tuple) -> Tensor:
         return torch.randint(n, shape, device=self.last.device, generator=self.generator)
 
@@ -127,3 +109,103 @@ class Recorded:
 
     def load_state_dict(self, state: dict) -> None:
         self.generator.set_state(state["generator"].cpu())
+
+
+class Recorded(Rows):
+    """The episodes of a data set. states (R, S), actions (R, A), ends (E,): as in `reader.Episodes`.
+
+    seed: of the sampler's own generator. labelled: share of the episodes whose actions may be used, the same ones for
+    one `label_seed`.
+    """
+
+    def __init__(
+        self,
+        episodes,
+        t: int,
+        k: int,
+        goals: Goals,
+        device: torch.device | str,
+        seed: int,
+        labelled: float = 1.0,
+        label_seed: int = 0,
+    ):
+        super().__init__(t, k, goals, device, seed)
+        self.states = torch.from_numpy(episodes.states).to(device)
+        self.actions = torch.from_numpy(episodes.actions).to(device)
+        ends = torch.from_numpy(np.ascontiguousarray(episodes.ends))
+        lengths = ends.diff(prepend=ends.new_full((1,), -1))  # in rows
+        chosen = torch.zeros(len(ends))
+        order = torch.randperm(len(ends), generator=torch.Generator().manual_seed(label_seed))
+        chosen[order[: round(labelled * len(ends))]] = 1.0
+        number = torch.arange(len(ends)).repeat_interleave(lengths)
+        self.last, self.chosen = ends[number].to(device), chosen[number].to(device)
+        self.known = torch.arange(len(self.last), device=device)
+        self.starts = (self.known != self.last).nonzero().squeeze(1)
+
+
+class Lived(Rows):
+    """Episodes of one's own, the oldest forgotten when there is no more room. All of them show their actions.
+
+    An episode comes in whole when it is over, so that goals may lie anywhere ahead in it.
+    """
+
+    def __init__(self, room: int, n: int, state: int, action: int, t, k, goals: Goals, device, seed: int):
+        """room: rows; n: environments whose episodes grow side by side."""
+        super().__init__(t, k, goals, device, seed)
+        self.states, self.actions = torch.zeros(room, state, device=device), torch.zeros(room, action, device=device)
+        self.last = torch.full((room,), -1, device=device)  # -1: nothing stands here
+        self.chosen = torch.ones(room, device=device)
+        self.head, self.episodes = 0, 0  # where the next one goes; how many there were
+        self.growing: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(n)]  # (state, action) of each step
+        self.look()
+
+    def look(self) -> None:
+        """Which rows can be drawn."""
+        self.known = (self.last >= 0).nonzero().squeeze(1)
+        self.starts = self.known[self.known != self.last[self.known]]
+
+    def add(self, step) -> None:
+        """One step (a `memory.Step`) of all environments; those that end there are learned from."""
+        over = (step.terminated | step.truncated).tolist()
+        for i, grown in enumerate(self.growing):
+            grown.append((step.state[i], step.action[i]))
+            if over[i]:
+                states = torch.stack([*(s for s, _ in grown), step.next_state[i]])
+                actions = torch.stack([a for _, a in grown])
+                self.keep(states.to(self.states), actions.to(self.actions))
+                grown.clear()
+
+    def keep(self, states: Tensor, actions: Tensor) -> None:
+        """A whole episode: states (T + 1, S), actions (T, A)."""
+        n, room = len(states), len(self.last)
+        if n > room:
+            raise ValueError(f"an episode of {n} states does not fit in buffer_size = {room}: take a larger one")
+        if self.head + n > room:
+            self.last[self.head :] = -1  # what is left of the oldest ones there
+            self.head = 0
+        begin, end = self.head, self.head + n
+        self.states[begin:end], self.actions[begin : end - 1], self.last[begin:end] = states, actions, end - 1
+        self.head, self.episodes = end, self.episodes + 1
+        self.look()
+
+    def state_dict(self) -> dict:
+        rows = self.known.cpu()
+        return super().state_dict() | {
+            "rows": rows,
+            "states": self.states[self.known].cpu(),
+            "actions": self.actions[self.known].cpu(),
+            "last": self.last[self.known].cpu(),
+            "at": self.head,
+            "episodes": self.episodes,
+            "growing": [[(s.cpu(), a.cpu()) for s, a in grown] for grown in self.growing],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        rows, device = state["rows"].to(self.last.device), self.last.device
+        self.last.fill_(-1)
+        self.states[rows], self.actions[rows] = state["states"].to(device), state["actions"].to(device)
+        self.last[rows] = state["last"].to(device)
+        self.head, self.episodes = state["at"], state["episodes"]
+        self.growing = [[(s.to(device), a.to(device)) for s, a in grown] for grown in state["growing"]]
+        self.look()

@@ -28,6 +28,8 @@ class Memory(NamedTuple):
 
 
 class Opso(nn.Module):
+    frozen = False  # the encoder
+
     def __init__(self, cfg: OPSOConfig, spec: Spec, device: torch.device | str = "cpu"):
         super().__init__()
         refuse(cfg)
@@ -79,11 +81,14 @@ class Opso(nn.Module):
         cfg, t = self.cfg, self.cfg.context_length
         rows = lambda x: x[:, :t].flatten(0, 1)  # noqa: E731  the trained places, one under another
         goals = b.value_goals.flatten(0, 1)[:, None]
-        z_all, goal = self.latents(b.states, self.encoder), self.latents(goals, self.encoder)[:, 0]
         with torch.no_grad():
             slow_all = self.latents(b.states, self.slow_encoder)
             both = torch.cat([goals, b.policy_goals.flatten(0, 1)[:, None]])
             slow_goal, aim = self.latents(both, self.slow_encoder)[:, 0].chunk(2)
+        if self.frozen:
+            z_all, goal = slow_all, slow_goal
+        else:
+            z_all, goal = self.latents(b.states, self.encoder), self.latents(goals, self.encoder)[:, 0]
         z, after = rows(z_all), rows(z_all[:, 1:])
         slow, slow_after = rows(slow_all), rows(slow_all[:, 1:])
         mask, reached = b.mask.flatten(), b.reached.flatten()
@@ -104,9 +109,9 @@ class Opso(nn.Module):
             "reward": masked_mean(success_error(logit, reached, self.pos_weight, cfg), mask),
         }
         weights = {"critic": 1.0, "value": cfg.beta_v, "state": cfg.beta_s, "reward": cfg.beta_r}
-        if cfg.beta_n:
+        if cfg.beta_n and not self.frozen:
             losses["nce"], weights["nce"] = self.contrast(b, z_all), cfg.beta_n
-        if cfg.beta_a:
+        if cfg.beta_a and not self.frozen:
             cosine, long = cosine_step(z, after, goal)
             trust = (slow_q - self.slow_v(slow, slow_goal).squeeze(-1)).exp().clamp_max(1).detach()
             losses["align"] = masked_mean(trust * cosine, mask * b.future.flatten() * long)
@@ -184,7 +189,8 @@ class Opso(nn.Module):
         self.bank_keys(keys, batch.rows[:, 0])
         norms = {"judges": clip(self.judges, self.cfg.grad_clip), "actors": clip(self.actors, self.cfg.grad_clip)}
         self.optimiser.step()
-        for slow, net in ((self.slow_encoder, self.encoder), (self.slow_q, self.q), (self.slow_v, self.v)):
+        pairs = [(self.slow_q, self.q), (self.slow_v, self.v)]
+        for slow, net in pairs if self.frozen else [(self.slow_encoder, self.encoder), *pairs]:
             slow.follow(net, self.cfg.tau)
         return metrics | detach(norms, "gradient")
 
@@ -213,18 +219,21 @@ class Opso(nn.Module):
         if goal is None:
             raise ValueError("opso must be told a goal: reset(n, goal) with one state for each environment")
         with torch.no_grad():
-            z = self.latents(goal[:, None], self.slow_encoder)[:, 0]
+            z = self.latents(goal.to(self.normal.mean)[:, None], self.slow_encoder)[:, 0]
         states = self.normal.mean.new_zeros(n, self.cfg.context_length, self.spec.state)
         return Memory(states, torch.zeros(n, dtype=torch.long, device=self.device), z)
 
     @torch.no_grad()
     def act(self, state: Tensor, reward: Tensor, memory: Memory, explore: bool = False) -> tuple[Tensor, Memory]:
         """Raw states (n, S) -> actions (n, A), and the memory one step on. `reward` is not needed."""
-        k = self.cfg.context_length
-        states, seen = torch.cat([memory.states[:, 1:], state[:, None]], 1), (memory.seen + 1).clamp_max(k)
-        z = self.encode(states, seen)
-        wanted = memory.goal if self.cfg.proposer == "none" else self.wanted(z, memory.goal)
-        return self.action(z, wanted, memory.goal), Memory(states, seen, memory.goal)
+        z, memory = self.look(state, memory)
+        return self.action(z, self.wanted(z, memory.goal), memory.goal), memory
+
+    def look(self, state: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Take in the present (n, S): its latent (n, D), and the memory one step on."""
+        states = torch.cat([memory.states[:, 1:], state.to(memory.states)[:, None]], 1)
+        seen = (memory.seen + 1).clamp_max(states.shape[1])
+        return self.encode(states, seen), Memory(states, seen, memory.goal)
 
     def encode(self, states: Tensor, seen: Tensor) -> Tensor:
         """The latent of each row's last `seen` (n,) of states (n, T, S), as in training: nothing stands before them."""
@@ -234,7 +243,9 @@ class Opso(nn.Module):
         return self.latents(left, self.slow_encoder)[torch.arange(len(seen), device=seen.device), seen - 1]
 
     def wanted(self, z: Tensor, goal: Tensor) -> Tensor:
-        """The latent to move to: the proposal, or with --select q the candidate that Q likes best. (n, D)"""
+        """The latent to move to: the proposal, or with --select q the candidate that Q likes best; without, the goal. (n, D)"""
+        if self.cfg.proposer == "none":
+            return goal
         star = self.propose(z, goal)
         if self.cfg.select == "proposer":
             return star

@@ -16,6 +16,7 @@ from conftest import ROOT, TINY
 from torch.utils import _pytree as pytree
 
 import records
+import runs
 import trainer
 import utils
 from agent import Bamba
@@ -247,12 +248,12 @@ def test_other_data_than_the_checkpoints_are_refused(hopper_file, tmp_path, caps
 
 
 def test_runs_begun_in_the_same_second_do_not_share_a_folder(hopper_file, tmp_path, monkeypatch):
-    class Stopped(trainer.datetime):
+    class Stopped(runs.datetime):
         @classmethod
         def now(cls):
             return cls(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr(trainer, "datetime", Stopped)
+    monkeypatch.setattr(runs, "datetime", Stopped)
     for _ in range(2):
         assert trainer.main(flags(hopper_file, tmp_path, num_epochs=1, eval_freq=0)) == 0
     names = sorted(p.name for p in tmp_path.iterdir() if p.is_dir())

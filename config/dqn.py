@@ -1,0 +1,132 @@
+"""The settings of DQN on windows. The defaults are LunarLander-v3's; `WORLDS` has the other published environments'."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from config.shared import Agent, Cadence, Descent, Judging, Machine, Online, Run, check_ranges
+
+
+@dataclass(frozen=True)
+class Environment:
+    """where to act"""
+
+    env: str = "LunarLander-v3"
+    """any Gymnasium id with discrete actions; highway-fast-v0 and ALE/Pong-v5 bring their own defaults, see below"""
+    cnn: bool = False
+    """see images: grey, 84 x 84, through three convolutions (needs ale-py for Atari)"""
+
+
+@dataclass(frozen=True)
+class Network:
+    """what is seen, and what mixes the window into the latent that Q is read from"""
+
+    mixer: Literal["mamba", "lstm", "transformer", "none"] = "mamba"
+    """mamba, lstm and transformer read the window; none sees its newest frame alone, which is plain DQN"""
+    context_length: int = 10
+    """L, how many observations the agent sees at once"""
+    embed_dim: int = 256
+    """width of the hidden layer that embeds an observation"""
+    d_model: int = 128
+    """D, width of an embedded observation and of the latent"""
+    d_state: int = 64
+    """mamba: N, numbers remembered by each of the expand * d_model channels"""
+    d_conv: int = 4
+    """mamba: W, how many observations the causal convolution sees"""
+    expand: int = 2
+    """mamba: E / D, width inside the mixer over width outside"""
+    n_heads: int = 4
+    """transformer: heads; must divide d_model"""
+    ff_dim: int = 256
+    """transformer: width of the hidden layer behind the attention"""
+    residual: bool = False
+    """add the newest embedding to the latent; not as published"""
+
+
+@dataclass(frozen=True)
+class QLearning:
+    """targets and exploration"""
+
+    gamma: float = 0.99
+    """discount"""
+    target_every: int = 1000
+    """environment steps between copies of the network into its target"""
+    double: bool = False
+    """double DQN: the network chooses the target's action, the target network judges it"""
+    truncation: Literal["bootstrap", "terminal"] = "bootstrap"
+    """what a time limit is to the target: only an end of the recording, or, as published, a death"""
+    td_clip: float = 1.0
+    """largest TD error that counts for a priority; 0: no limit"""
+    eps_start: float = 1.0
+    """share of random actions at first ..."""
+    eps_end: float = 0.01
+    """... and at last"""
+    eps_decay: int = 140_000
+    """environment steps over which it falls, linearly"""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """how transitions are drawn again, and what is kept with them"""
+
+    per_alpha: float = 0.6
+    """power of the TD error in a priority; 0: all transitions are equally likely"""
+    per_beta: float = 0.4
+    """power of the weights that correct for it, at first; 1 at last"""
+    per_beta_steps: int = 200_000
+    """environment steps over which that power rises, linearly"""
+    per_eps: float = 1e-6
+    """added to a TD error, so that every transition keeps a chance"""
+    latent: Literal["store", "off", "refresh", "drift"] = "store"
+    """stored latents: keep, keep none, renew when drawn and report their drift, also penalise that drift"""
+    drift_coef: float = 1e-3
+    """weight of that penalty, with --latent drift alone"""
+
+
+@dataclass(frozen=True)
+class DQNConfig(Replay, QLearning, Network, Machine, Judging, Descent, Cadence, Online, Environment, Run):
+    """DQN on the last L observations, mixed by Mamba, an LSTM, attention, or not at all."""
+
+    agent: Agent = "dqn"
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0
+    weight_decay: float = 0.01
+
+    def __post_init__(self):
+        check_ranges(self)
+
+
+WORLDS = {
+    "highway-fast-v0": {
+        "context_length": 8,
+        "d_state": 32,
+        "buffer_size": 10_000,
+        "gamma": 0.8,
+        "eps_decay": 14_000,
+        "target_every": 50,
+        "learning_rate": 5e-4,
+        "env_steps": 20_000,
+        "learn_start": 200,
+        "per_beta_steps": 20_000,
+        "grad_clip": 0.1,
+        "td_clip": 0.0,
+        "log_every": 50,
+        "save_every": 2000,
+    },
+    "ALE/Pong-v5": {
+        "cnn": True,
+        "context_length": 4,
+        "d_state": 32,
+        "buffer_size": 50_000,
+        "batch_size": 32,
+        "eps_decay": 900_000,
+        "target_every": 10_000,
+        "env_steps": 1_500_000,
+        "per_beta_steps": 1_500_000,
+        "td_clip": 0.0,
+        "log_every": 10_000,
+        "save_every": 100_000,
+    },
+}
+QUICK = {"env_steps": 20_000, "per_beta_steps": 20_000, "learn_start": 1000, "eps_decay": 10_000, "target_every": 500}
+PRESETS = {"dqn": {"quick": {**QUICK, "d_state": 16}, "small": {"d_state": 16}}}

@@ -1,0 +1,317 @@
+"""DQN on the last L observations: embed each, mix them, read Q off the last position ("Latent Mamba-DQN").
+
+  none          Q(s_t): DQN (Mnih et al. 2015), with the embedding of the newest observation alone
+  lstm          one LSTM layer
+  transformer   one post-norm encoder layer with learned positions
+  mamba         one bare Mamba-1 mixer (Ryu, Sohn & Kim 2025, Applied Sciences 15(16), 8956)
+
+One program; the four differ in `MIXERS` and nowhere else. What the mixer says at the last position is the latent z, and
+Q(s, ·) is linear in z. Learned by prioritised replay (arXiv 1511.05952) and a copied target network. Where we differ from
+the paper's code:
+  1. a time limit is not a death: the target bootstraps there (`--truncation terminal`: as published)
+  2. frames are stored once, the sum tree is exact (replay.py), and one forward a step gives both action and latent
+  3. no decay on A_log, D, biases, norms; AdamW without amsgrad, float32 throughout
+  4. every reset has a seed of its own; the score is that of greedy episodes, not of the training's
+  5. a loss that is no number stops the run, with its step
+  6. the baselines were never published: they are ours
+
+Letters: B batch, L context, S observation, A actions, D = d_model, n environments. Contract: agent.py.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agent import World
+from config import DQNConfig
+from d4rl_utils import frames_per_second
+from discrete import open_discrete, trivial_returns
+from learn import Frozen, Graphed, adamw, clip, detach, due, set_rate, td_target
+from mamba import Mamba1
+from memory import Memory, Step, forget, remember, renew
+from model import mlp
+from replay import PrioritisedReplay, Sample
+
+
+class Spec(NamedTuple):
+    """What the world fixes and no flag can change."""
+
+    state: int  # numbers in an observation, flat
+    actions: int
+    image: bool  # whether these are 84 x 84 bytes
+
+
+# -- the network ---------------------------------------------------------------------------------
+
+
+class Newest(nn.Module):
+    """The last embedding as it is. (B, L, D) -> (B, D)"""
+
+    def __init__(self, cfg):
+        super().__init__()
+
+    def forward(self, e: Tensor) -> Tensor:
+        return e[:, -1]
+
+
+class LSTM(nn.LSTM):
+    """The last output of one layer. (B, L, D) -> (B, D)"""
+
+    def __init__(self, cfg):
+        super().__init__(cfg.d_model, cfg.d_model, batch_first=True)
+
+    def forward(self, e: Tensor) -> Tensor:
+        return super().forward(e)[0][:, -1]
+
+
+class Transformer(nn.Module):
+    """One post-norm encoder layer, read at the last position, so nothing else is computed. (B, L, D) -> (B, D)"""
+
+    def __init__(self, cfg):
+        super().__init__()
+        if cfg.d_model % cfg.n_heads:
+            raise ValueError(f"d_model = {cfg.d_model} must be a multiple of n_heads = {cfg.n_heads}")
+        self.place = nn.Parameter(torch.zeros(cfg.context_length, cfg.d_model))
+        self.place._no_weight_decay = True
+        self.layer = nn.TransformerEncoderLayer(cfg.d_model, cfg.n_heads, cfg.ff_dim, dropout=0.0, batch_first=True)
+
+    def forward(self, e: Tensor) -> Tensor:
+        x, layer = e + self.place, self.layer
+        y = layer.norm1(x[:, -1:] + layer.self_attn(x[:, -1:], x, x, need_weights=False)[0])
+        return layer.norm2(y + layer.linear2(F.relu(layer.linear1(y))))[:, 0]
+
+
+def mamba(cfg) -> nn.Module:
+    """One bare Mamba-1 layer: no norm, no residual."""
+    return LastMamba(cfg.d_model, cfg.d_state, cfg.d_conv, cfg.expand)
+
+
+class LastMamba(Mamba1):
+    """Mamba-1 read at the last position alone. (B, L, D) -> (B, D)"""
+
+    def forward(self, e: Tensor) -> Tensor:
+        return super().forward(e)[:, -1]
+
+
+MIXERS = {"none": Newest, "lstm": LSTM, "transformer": Transformer, "mamba": mamba}
+
+
+def convolutions(width: int) -> nn.Sequential:
+    """84 x 84 bytes, flat, as floats of 0 to 1 -> features: DQN's three convolutions. (N, 7056) -> (N, D)"""
+    relu, layers = nn.ReLU(), ((1, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1))
+    convs = [m for i, o, size, stride in layers for m in (nn.Conv2d(i, o, size, stride), relu)]
+    return nn.Sequential(nn.Unflatten(1, (1, 84, 84)), *convs, nn.Flatten(), nn.Linear(3136, width))
+
+
+class QNet(nn.Module):
+    """Windows (B, L, S) -> Q (B, A), latent (B, D)"""
+
+    def __init__(self, cfg: DQNConfig, spec: Spec):
+        super().__init__()
+        D, A = cfg.d_model, spec.actions
+        self.image, self.residual, self.newest = spec.image, cfg.residual, cfg.mixer == "none"
+        self.embed = convolutions(D) if spec.image else nn.Sequential(mlp(spec.state, cfg.embed_dim, D), nn.ReLU())
+        self.mixer = MIXERS[cfg.mixer](cfg)
+        self.head = mlp(D, D, D, A) if spec.image else nn.Linear(D, A)
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        if self.newest:
+            states = states[:, -1:]
+        x = states.flatten(0, 1)
+        e = self.embed(x / 255 if self.image else x).unflatten(0, states.shape[:2])
+        z = self.mixer(e)
+        if self.residual:
+            z = z + e[:, -1]
+        return self.head(z), z
+
+
+# -- what it wants -------------------------------------------------------------------------------
+
+
+def exploration(cfg: DQNConfig, step: int) -> float:
+    """Epsilon after so many environment steps."""
+    return cfg.eps_start + min(1.0, step / cfg.eps_decay) * (cfg.eps_end - cfg.eps_start)
+
+
+def correction(cfg: DQNConfig, step: int) -> float:
+    """Beta, the power of the importance weights, after so many environment steps."""
+    return min(1.0, cfg.per_beta + (1 - cfg.per_beta) * step / cfg.per_beta_steps)
+
+
+class DQN(nn.Module):
+    def __init__(self, cfg: DQNConfig, spec: Spec, device: torch.device | str = "cpu"):
+        super().__init__()
+        refuse(cfg)
+        self.cfg, self.spec, self.updates, self.steps = cfg, spec, 0, 0
+        self.net = QNet(cfg, spec)
+        self.slow = Frozen(self.net)
+        self.to(device)
+        self.device = torch.device(device)
+        self.optimiser = adamw([self.net], cfg.weight_decay, self.device)
+        self.experience: PrioritisedReplay | None = None
+        self.latent: Tensor | None = None  # (n, D) of the states that were acted in last
+        if cfg.compile:
+            self.net.compile(dynamic=False)
+            self.slow.net.compile(dynamic=False)
+        if cfg.cuda_graphs and self.device.type == "cuda":
+            self.descend = Graphed(self.descend)
+
+    @torch.no_grad()
+    def target(self, b: Sample) -> Tensor:
+        """r + γ·alive·max Q'(s', ·), by the target network. (B,)"""
+        q = self.slow(b.next_states)[0]
+        best = (self.net(b.next_states)[0] if self.cfg.double else q).argmax(1)
+        alive = 1 - b.terminated
+        if self.cfg.truncation == "terminal":
+            alive = alive * (1 - b.truncated)
+        return td_target(b.reward, alive, q.gather(1, best[:, None])[:, 0], self.cfg.gamma)
+
+    def losses(self, b: Sample) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss; and the TD error and latent of every transition, beside what to report."""
+        q, z = self.net(b.states)
+        q = q.gather(1, b.action[:, None])[:, 0]
+        target = self.target(b)
+        each = F.smooth_l1_loss(q, target, reduction="none")
+        loss = (b.weight * each).mean()
+        metrics = detach({"td": loss, "td_unweighted": each.mean()}, "loss")
+        error = (target - q).detach()
+        metrics |= detach({"q": q.mean(), "q_max": q.max(), "target": target.mean()}, "critic")
+        metrics |= {"critic/td_abs": error.abs().mean(), "replay/least_weight": b.weight.min()}
+        if self.cfg.latent in ("refresh", "drift"):
+            far = z - b.latent
+            drift = (far.norm(dim=1) / b.latent.norm(dim=1).clamp_min(1e-12)).mean()
+            metrics |= detach({"drift": drift, "age": b.age.mean()}, "latent")
+            if self.cfg.latent == "drift":
+                loss = loss + self.cfg.drift_coef * far.square().mean()
+        return loss, metrics | {"error": error, "z": z.detach()}
+
+    # -- how it learns ---------------------------------------------------------------------------
+    def gather(self, n: int, seed: int) -> None:
+        """An empty replay for n environments."""
+        cfg, dtype = self.cfg, torch.uint8 if self.spec.image else torch.float32
+        self.experience = PrioritisedReplay(
+            cfg.buffer_size,
+            n,
+            cfg.context_length,
+            torch.zeros(self.spec.state, dtype=dtype),
+            0 if cfg.latent == "off" else cfg.d_model,
+            seed,
+            cfg.per_alpha,
+            cfg.per_eps,
+            self.device,
+        )
+
+    def observe(self, step: Step) -> None:
+        """Remember one step of n environments, with the latents of its states."""
+        self.experience.add(step, None if self.cfg.latent == "off" else self.latent, self.updates)
+        self.steps += len(step.reward)
+
+    def lessons(self) -> Iterator[Sample]:
+        """The batches that are due after the step just observed. The target is copied behind them."""
+        cfg, now, before = self.cfg, self.steps, self.steps - self.experience.n
+        if now >= cfg.learn_start and len(self.experience) >= cfg.batch_size:
+            for _ in range(due(before, now, cfg.train_every) * cfg.num_updates):
+                yield self.experience.sample(cfg.batch_size, correction(cfg, now), self.updates)
+        if due(before, now, cfg.target_every):
+            self.slow.follow(self.net, 1.0)
+
+    def update(self, batch: Sample) -> dict[str, Tensor]:
+        """One gradient step; the errors become priorities, and by the mode the latents are renewed."""
+        cfg = self.cfg
+        set_rate(self.optimiser, cfg.learning_rate, self.updates, cfg.warmup_steps)
+        metrics = dict(self.descend(batch, cfg.mixer))
+        error, z = metrics.pop("error"), metrics.pop("z")
+        if self.experience is not None:
+            if cfg.per_alpha:
+                self.experience.reprioritise(
+                    batch.slot, error.clamp(-cfg.td_clip, cfg.td_clip) if cfg.td_clip else error
+                )
+            if cfg.latent in ("refresh", "drift"):
+                self.experience.keep_latent(batch.slot, z, self.updates)
+        self.updates += 1
+        return metrics
+
+    def descend(self, batch: Sample, variant: str) -> dict[str, Tensor]:
+        self.optimiser.zero_grad()
+        loss, metrics = self.losses(batch)
+        loss.backward()
+        norm = clip([self.net], self.cfg.grad_clip)
+        self.optimiser.step()
+        return metrics | detach({"all": norm, "clipped": (norm > self.cfg.grad_clip).float()}, "gradient")
+
+    def describe(self) -> str:
+        """Size, place, and what mixes the window."""
+        cfg, count = self.cfg, sum(p.numel() for p in self.net.parameters())
+        seen = "the newest observation" if cfg.mixer == "none" else f"{cfg.context_length} observations"
+        return f"{count:,} parameters on {self.device}, {cfg.mixer} of {seen}"
+
+    def status(self) -> dict[str, float]:
+        """Where the schedules stand, for a row of the log."""
+        cfg, step = self.cfg, self.steps
+        return {"epsilon": exploration(cfg, step), "beta": correction(cfg, step), "replay/size": len(self.experience)}
+
+    # -- how it acts -----------------------------------------------------------------------------
+    def reset(self, n: int, goal: None = None) -> Memory:
+        if goal is not None:
+            raise ValueError(f"{self.cfg.agent} wants the highest return: it cannot be asked for {goal}")
+        weight = next(self.net.parameters())
+        return forget(n, self.cfg.context_length, weight.new_zeros(self.spec.state))
+
+    def restart(self, memory: Memory, over: Tensor, goal: None = None) -> Memory:
+        """The memory with those rows empty whose episode is over (n,)."""
+        return renew(memory, self.reset(len(over)), over)
+
+    def forsake(self, lost: Tensor) -> None:
+        """No window may reach from an abandoned episode (n,) into the next one."""
+        self.experience.forget_episode(lost)
+
+    @torch.no_grad()
+    def act(self, state: Tensor, reward: Tensor, memory: Memory, explore: bool = False) -> tuple[Tensor, Memory]:
+        """Raw states (n, S) -> greedy or ε-greedy actions (n,) long, and the memory one step on."""
+        states, memory = remember(memory, state.to(memory.states.dtype))
+        q, self.latent = self.net(states)
+        action = q.argmax(1)
+        if explore:
+            chance = torch.rand(2, len(action), device=action.device)
+            any_of = (chance[1] * self.spec.actions).long().clamp_max(self.spec.actions - 1)
+            action = torch.where(chance[0] < exploration(self.cfg, self.steps), any_of, action)
+        return action, memory
+
+
+def refuse(cfg: DQNConfig) -> None:
+    """ValueError for sizes that cannot be, in words."""
+    if cfg.context_length < 1:
+        raise ValueError(f"context_length = {cfg.context_length}, but the present must be seen: take 1 or more")
+    if cfg.buffer_size < cfg.batch_size:
+        raise ValueError(
+            f"buffer_size = {cfg.buffer_size} never holds a batch of batch_size = {cfg.batch_size}: nothing is learned"
+        )
+    if cfg.learn_start > cfg.env_steps:
+        raise ValueError(
+            f"learn_start = {cfg.learn_start} lies behind env_steps = {cfg.env_steps}: nothing would be learned"
+        )
+
+
+# -- where it lives ------------------------------------------------------------------------------
+
+
+def world(cfg: DQNConfig) -> World:
+    """Any environment of Gymnasium with discrete actions and flat observations, or with `--cnn` images."""
+    place = open_discrete(cfg.env, cfg.cnn)
+    made = place.make()
+    fps = frames_per_second(made)
+    made.close()
+    return World(
+        place.make,
+        Spec(place.state, place.actions, place.image),
+        None,
+        fps,
+        cfg.env,
+        "",
+        place.outcome,
+        place.names,
+        lambda: trivial_returns(cfg.env, place, cfg.eval_seed),
+    )
