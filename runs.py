@@ -26,6 +26,7 @@ class Run:
     """A training on recorded data."""
 
     unit = "update"  # what its log counts in
+    curves = "training_curves.png"
 
     def __init__(self, cfg, checkpoint: Path | None = None):
         """checkpoint: continue it, exactly, in its own folder; else begin in a new one."""
@@ -147,7 +148,7 @@ class Run:
     def draw(self) -> None:
         """The curves, out of the log."""
         title = f"{self.cfg.agent} on {self.data['name']}, seed {self.cfg.seed}, {self.now:,} {self.unit}s"
-        with records.replacing(self.folder / "training_curves.png") as picture:
+        with records.replacing(self.folder / self.curves) as picture:
             pictures.draw_curves(records.read_log(self.folder / "log.jsonl"), title.replace("_", " "), picture)
 
     def report(self) -> str:
@@ -163,7 +164,7 @@ class Run:
                 )
             if self.world.scale:
                 lines.append(f"scale       {self.world.scale}")
-            lines.append(f"curves      {folder / 'training_curves.png'}")
+            lines.append(f"curves      {folder / self.curves}")
         lines.append(f"checkpoint  {folder / 'last_checkpoint.pt'}")
         return "\n".join(lines)
 
@@ -184,6 +185,8 @@ class OnlineRun(Run):
             self.before = utils.read_checkpoint(path)
             cfg = module.adopt(cfg, self.before)
             print(f"goes on from {path}, {self.before['updates']:,} updates")
+        if hasattr(cfg, "init"):
+            self.curves = "online_training_curves.png"
         super().__init__(cfg, checkpoint)
 
     @property
@@ -221,6 +224,8 @@ class OnlineRun(Run):
 
     def row_of(self, episode: Ended) -> dict:
         row = {"return": episode.total, "length": episode.length, "terminated": float(episode.terminated)}
+        if self.world.score:
+            row["score"] = self.world.score(episode.total)
         return {f"episode/{k}": v for k, v in row.items()}
 
     def source(self, name: str) -> dict:
