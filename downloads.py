@@ -1,4 +1,4 @@
-"""Files over HTTP: from the first of several servers that has them, resumed after a cut, checked, in place only when whole."""
+"""Files over HTTP: from the first server that has them, resumed after a cut, checked, and in place only when whole."""
 
 import errno
 import http.client
@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
 from typing import NamedTuple
 
 from files import alone, sha256_of
@@ -117,7 +116,9 @@ def _fetch_whole(url, entry: Entry, part: Path, bar, attempts: int, timeout: flo
             return
         part.unlink()
         if not inherited:
-            raise _GiveUp(f"sent another file: its SHA-256 is {found}, {entry.owner}'s is {entry.sha256}; it was removed")
+            raise _GiveUp(
+                f"sent another file: its SHA-256 is {found}, {entry.owner}'s is {entry.sha256}; it was removed"
+            )
         inherited, most = False, 0  # the half that an earlier process left was bad: once more from the start
 
 

@@ -1,13 +1,13 @@
 """DQN on the last L observations: embed each, mix them, read Q off the last position ("Latent Mamba-DQN").
 
-  none          Q(s_t): DQN (Mnih et al. 2015), with the embedding of the newest observation alone
+  none          the newest observation's embedding alone: DQN (Mnih et al. 2015)
   lstm          one LSTM layer
   transformer   one post-norm encoder layer with learned positions
   mamba         one bare Mamba-1 mixer (Ryu, Sohn & Kim 2025, Applied Sciences 15(16), 8956)
 
-One program; the four differ in `MIXERS` and nowhere else. What the mixer says at the last position is the latent z, and
-Q(s, ·) is linear in z. Learned by prioritised replay (arXiv 1511.05952) and a copied target network. Where we differ from
-the paper's code:
+One program; the four differ in `MIXERS` and nowhere else. What the mixer says at the last position is the latent z,
+and Q(s, ·) is linear in z. Learned from prioritised replay (replay.py) against a copied target network. Where we differ
+from the paper's code:
   1. a time limit is not a death: the target bootstraps there (`--truncation terminal`: as published)
   2. frames are stored once, the sum tree is exact (replay.py), and one forward a step gives both action and latent
   3. no decay on A_log, D, biases, norms; AdamW without amsgrad, float32 throughout
@@ -30,10 +30,11 @@ from config import DQNConfig
 from d4rl_utils import frames_per_second
 from discrete import open_discrete, trivial_returns
 from learn import Frozen, Graphed, adamw, clip, detach, due, set_rate, td_target
-from mamba import Mamba1
+from mamba import Mamba1, causal_conv
 from memory import Memory, Step, forget, remember, renew
 from model import mlp
 from replay import PrioritisedReplay, Sample
+from scan import selective_scan_last
 
 
 class Spec(NamedTuple):
@@ -84,19 +85,23 @@ class Transformer(nn.Module):
         return layer.norm2(y + layer.linear2(F.relu(layer.linear1(y))))[:, 0]
 
 
-def mamba(cfg) -> nn.Module:
-    """One bare Mamba-1 layer: no norm, no residual."""
-    return LastMamba(cfg.d_model, cfg.d_state, cfg.d_conv, cfg.expand)
+class Mamba(Mamba1):
+    """One bare Mamba-1 layer, no norm, no residual; only the last output is computed. (B, L, D) -> (B, D)"""
 
-
-class LastMamba(Mamba1):
-    """Mamba-1 read at the last position alone. (B, L, D) -> (B, D)"""
+    def __init__(self, cfg):
+        super().__init__(cfg.d_model, cfg.d_state, cfg.d_conv, cfg.expand)
 
     def forward(self, e: Tensor) -> Tensor:
-        return super().forward(e)[:, -1]
+        into, gate = self.in_proj.weight.chunk(2)  # all tokens go in, the last one alone is gated and names C
+        writes, reads = self.x_proj.weight.split([sum(self.widths[:2]), self.widths[2]])
+        x = F.silu(causal_conv(F.linear(e, into), self.conv1d.weight, self.conv1d.bias))
+        dt, B = F.linear(x, writes).split(self.widths[:2], -1)
+        C, z = F.linear(x[:, -1], reads), F.linear(e[:, -1], gate)
+        y = selective_scan_last(x, F.softplus(self.dt_proj(dt)), -self.A_log.exp(), B, C) + self.D * x[:, -1]
+        return self.out_proj(y * F.silu(z))
 
 
-MIXERS = {"none": Newest, "lstm": LSTM, "transformer": Transformer, "mamba": mamba}
+MIXERS = {"none": Newest, "lstm": LSTM, "transformer": Transformer, "mamba": Mamba}
 
 
 def convolutions(width: int) -> nn.Sequential:
@@ -213,7 +218,7 @@ class DQN(nn.Module):
         """The batches that are due after the step just observed. The target is copied behind them."""
         cfg, now, before = self.cfg, self.steps, self.steps - self.experience.n
         if now >= cfg.learn_start and len(self.experience) >= cfg.batch_size:
-            for _ in range(due(before, now, cfg.train_every) * cfg.num_updates):
+            for _ in range(due(max(before, cfg.learn_start - 1), now, cfg.train_every) * cfg.num_updates):
                 yield self.experience.sample(cfg.batch_size, correction(cfg, now), self.updates)
         if due(before, now, cfg.target_every):
             self.slow.follow(self.net, 1.0)

@@ -44,6 +44,7 @@ class Run:
         self.agent = (
             None if checkpoint else system(cfg, self.world.spec, self.device)
         )  # its words about bad sizes come first
+        self.judged: list[tuple[str, str]] = []  # what is to be said of the last evaluation
         self.meter, self.scores = Meter(), []  # scores: (update or step, score or mean return) of every evaluation
         self.open(module)
         if checkpoint:
@@ -64,11 +65,12 @@ class Run:
         # what evaluations are called: a score, by the data's source, or "return" where there is no reference
         self.headline = utils.headline_name(self.world, identity.source)
         mean = identity.return_mean
-        self.lines = [f"data        {identity.name}, {identity.transitions:,} transitions"]
+        self.about = f"on {identity.name} ({identity.transitions:,} transitions)"
+        self.origin = f"data        {identity.name}, {identity.transitions:,} transitions"
         self.behaviour_score = None  # of data without rewards
         if mean is not None:
             self.behaviour_score = self.world.score(mean) if self.world.score else mean
-            self.lines[0] += f", mean {self.headline} {self.behaviour_score:.1f}"
+            self.origin += f", mean {self.headline} {self.behaviour_score:.1f}"
 
     def prepare(self) -> dict:
         """What comes before the first update; returns what the log's head says of it."""
@@ -135,8 +137,9 @@ class Run:
         result = utils.evaluate(
             self.agent, world.make, episodes, cfg.eval_seed, outcome=world.outcome, tasks=world.tasks
         )
-        self.log(self.now, utils.summary(result, world.score))
-        score = utils.headline(utils.summary(result, world.score))
+        row = utils.summary(result, world.score)
+        self.log(self.now, row)
+        score = utils.headline(row)
         best = not self.scores or score > max(s for _, s in self.scores)
         self.scores.append((self.now, score))
         self.judged = utils.words_of(result, world)
@@ -153,15 +156,16 @@ class Run:
 
     def report(self) -> str:
         """The run's last word."""
-        folder, name, unit, lines = self.folder, self.headline, self.unit.replace("_", " "), list(self.lines)
+        folder, name, unit, lines = self.folder, self.headline, self.unit.replace("_", " "), [self.origin]
         if self.scores:
             (at, last), (best_at, best) = self.scores[-1], max(self.scores, key=lambda x: x[1])
             lines.append(f"{name:<11} {last:.1f}  last, {unit} {at:,}, {self.episodes_at_last()} episodes")
-            if len(self.scores) > 1 or self.unit == "update":
+            if len(self.scores) > 1:
                 lines.append(
                     f"best        {best:.1f}  of {len(self.scores)} evaluations, {unit} {best_at:,}; "
                     "picked, so flattering"
                 )
+            lines += [f"{label:<12}{text}" for label, text in self.judged]
             if self.world.scale:
                 lines.append(f"scale       {self.world.scale}")
             lines.append(f"curves      {folder / self.curves}")
@@ -199,7 +203,7 @@ class OnlineRun(Run):
             self.data["before"] = self.before["run"]["data"]
         self.headline = utils.headline_name(self.world, utils.source_of(self.data))
         self.envs = Envs(self.world.make, self.cfg.num_envs, self.seeds["env"], self.device)
-        self.judged, self.lines = [], [f"learned in  {self.world.name}"]
+        self.about, self.origin = f"in {self.world.name}", f"learned in  {self.world.name}"
 
     def prepare(self) -> dict:
         if self.before:
@@ -257,8 +261,8 @@ class OnlineRun(Run):
             self.memory = agent.restart(self.memory, lost, self.envs.goal)
 
     def report(self) -> str:
-        trivial = ", ".join(f"{k} {v:.1f}" for k, v in self.trivial.items())
-        return "\n".join([super().report(), *self.judged, *([f"trivial     {trivial}"] if trivial else [])])
+        words = utils.words_of_trivial(self.trivial)
+        return "\n".join([super().report(), *(f"{label:<12}{text}" for label, text in words)])
 
     def episodes_at_last(self) -> int:
         return self.cfg.num_final_episodes or self.cfg.num_eval_episodes

@@ -7,15 +7,12 @@ A judge is the agent in float64 without dropout. In float64 the actions that rea
 float32) do not depend on how many episodes share a forward pass, so one seed means one score, whatever the batch.
 """
 
-import importlib
 import json
-import pickle
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -25,106 +22,14 @@ import tyro
 from torch.utils import _pytree as pytree
 
 import pictures
-from config import CONFIGS
+from checkpoints import FORMAT, SYSTEMS, config_of, load, read_checkpoint, save, system_of
 from d4rl_utils import SCORE_NAMES as D4RL_NAMES
 from machine import pick_device, versions
 from ogbench_utils import SCORE_NAMES as OGBENCH_NAMES
 from ogbench_utils import name_of, split_name
 from records import replacing
 
-FORMAT = 1  # of checkpoints; raise it when old ones cannot be woken any more
-SYSTEMS = {"bamba": ("agent", "Bamba")}  # name -> module and class; config.CONFIGS has the config class
-SYSTEMS |= dict.fromkeys(("dt", "dmamba", "dm"), ("decision", "Decision")) | {"dqn": ("dqn", "DQN")}
-SYSTEMS |= {"opso": ("opso", "Opso"), "opso_online": ("opso.online", "OpsoOnline")}
-
-
-def system_of(name: str) -> tuple:
-    """(module, agent class, config class) of a system; the module has `data` and `world`."""
-    module = importlib.import_module(SYSTEMS[name][0])
-    return module, getattr(module, SYSTEMS[name][1]), CONFIGS[name]
-
-
-# -- checkpoints ---------------------------------------------------------------------------------
-
-
-def save(path: Path, agent: torch.nn.Module, run: dict) -> None:
-    """All that waking needs: system, config, spec, tensors, optimisers, counter; `run`: what the trainer adds."""
-    optimisers = {k: v.state_dict() for k, v in vars(agent).items() if isinstance(v, torch.optim.Optimizer)}
-    part = {
-        "format": FORMAT,
-        "system": agent.cfg.agent,
-        "config": asdict(agent.cfg),
-        "spec": agent.spec._asdict(),
-        "updates": agent.updates,
-        "steps": getattr(agent, "steps", None),  # in environments, if it learns there
-        "agent": agent.state_dict(),
-        "optimisers": optimisers,
-        "versions": versions(),
-        "run": run,
-    }
-    with replacing(path) as file:
-        torch.save(part, file)
-
-
-def read_checkpoint(path: str | Path) -> dict:
-    """The checkpoint's dictionary, on the CPU. ValueError for what is missing, torn, foreign or too old."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / "last_checkpoint.pt"
-    if not path.is_file():
-        raise ValueError(f"no checkpoint at {path}; give a .pt file that trainer.py wrote, or its run folder")
-    try:
-        part = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-        UnicodeDecodeError,
-    ) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{path} is not a whole checkpoint of this project (torn, or of another program): {reason}"
-        ) from error
-    if not isinstance(part, dict) or "format" not in part or "system" not in part:
-        raise ValueError(f"{path} was not written by this project: it has no format and system in it")
-    if part["format"] != FORMAT:
-        raise ValueError(
-            f"{path} is of format {part['format']}, this version reads {FORMAT}: use the version that wrote it"
-        )
-    if part["system"] not in SYSTEMS:
-        raise ValueError(f"{path} holds a {part['system']!r}; this version knows {', '.join(SYSTEMS)}")
-    return part
-
-
-def config_of(part: dict, path: str | Path):
-    """The config in a checkpoint's dictionary, as a dataclass. ValueError if this version's has other fields."""
-    config = CONFIGS[part["system"]]
-    lonely = part["config"].keys() ^ {f.name for f in fields(config)}
-    if lonely:
-        raise ValueError(f"{path} was written with other settings than this version knows: {', '.join(sorted(lonely))}")
-    return config(**part["config"])
-
-
-def load(path: str | Path, device: torch.device | str = "cpu", **changes) -> tuple[torch.nn.Module, dict]:
-    """Wake an agent: (agent, the whole checkpoint). changes: of its config, in where it computes, not in what."""
-    part = read_checkpoint(path)
-    module, system, _ = system_of(part["system"])
-    cfg = config_of(part, path)
-    unknown = changes.keys() - {f.name for f in fields(cfg)}
-    if unknown:
-        raise ValueError(f"{path} holds a {part['system']}, which knows no {', '.join(sorted(unknown))}")
-    cfg = replace(cfg, device=str(device), **changes)
-    agent = system(cfg, module.Spec(**part["spec"]), device)
-    agent.load_state_dict(part["agent"])
-    for key, state in part["optimisers"].items():
-        getattr(agent, key).load_state_dict(state)
-    agent.updates = part["updates"]
-    if part.get("steps") is not None:
-        agent.steps = part["steps"]
-    return agent, part
+__all__ = ["FORMAT", "SYSTEMS", "config_of", "read_checkpoint", "save", "system_of"]  # so that `utils` is all one needs
 
 
 # -- evaluation ----------------------------------------------------------------------------------
@@ -163,7 +68,8 @@ def evaluate(
 
     Episode i (of a task) begins from seed + i. Deterministic actions; one batched forward a step, over the episodes
     that still run. frames: filled with the pictures of the first episode. goal: what the agent is asked for, if not
-    what it is used to; an environment whose reset says `info["goal"]` asks for that. outcome, tasks: as in `agent.World`.
+    what it is used to; an environment whose reset says `info["goal"]` asks for that.
+    outcome, tasks: as in `agent.World`.
     """
     if episodes < 1:
         raise ValueError(f"{episodes} episodes cannot be averaged: take 1 or more")
@@ -236,19 +142,24 @@ def summary(result: Episodes, score: Callable[[float], float] | None) -> dict[st
     )
 
 
-def words_of(result: Episodes, world) -> list[str]:
-    """How the episodes ended and what was done in them, a line each; nothing where that has no meaning."""
+def words_of(result: Episodes, world) -> list[tuple[str, str]]:
+    """How the episodes ended and what was done in them, labels and words; nothing where that has no meaning."""
     lines = []
     if result.tasks:
         mean = world.score or float
-        lines.append("tasks       " + ", ".join(f"{k} {mean(float(v.mean())):.1f}" for k, v in result.tasks.items()))
+        lines.append(("tasks", ", ".join(f"{k} {mean(float(v.mean())):.1f}" for k, v in result.tasks.items())))
     if result.outcomes:
-        lines.append("ends        " + ", ".join(f"{k} {v.mean():.0%}" for k, v in result.outcomes.items()))
+        lines.append(("ends", ", ".join(f"{k} {v.mean():.0%}" for k, v in result.outcomes.items())))
     if result.actions is not None:
         names = world.actions or [str(i) for i in range(len(result.actions))]
         shares = result.actions / result.actions.sum()
-        lines.append("actions     " + ", ".join(f"{name} {share:.0%}" for name, share in zip(names, shares)))
+        lines.append(("actions", ", ".join(f"{name} {share:.0%}" for name, share in zip(names, shares))))
     return lines
+
+
+def words_of_trivial(returns: dict[str, float] | None) -> list[tuple[str, str]]:
+    """What policies earn that look at nothing, in the same form."""
+    return [("trivial", ", ".join(f"{k} {v:.1f}" for k, v in returns.items()))] if returns else []
 
 
 def headline(row: dict[str, float]) -> float:
@@ -357,9 +268,8 @@ def judge(options: Judge) -> dict:
         print(f"score   {row['eval/score']:.2f} ± {row['eval/score_std']:.2f}, {name}, on {world.scale}")
     else:
         print(f"score   none: there are no reference returns for {world.name}")
-    trivial = part["run"].get("trivial")
-    for line in words_of(result, world) + ([", ".join(f"{k} {v:.1f}" for k, v in trivial.items())] if trivial else []):
-        print(line)
+    for label, text in words_of(result, world) + words_of_trivial(part["run"].get("trivial")):
+        print(f"{label:<8}{text}")
     print(f"judged  in {world.name}, {options.episodes} episodes from seed {options.seed}, {seconds:.1f} s; {using}")
     asked = [result, *(evaluate(agent, world.make, options.episodes, options.seed, goal=g) for g in goals[1:])]
     for goal, one in zip(options.target_return, asked):

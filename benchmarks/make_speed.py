@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 from common import write
 
+import workers
 from d4rl_utils import behaviour, local
 from d4rl_utils.behaviour import Policy
 from d4rl_utils.environment import make_env

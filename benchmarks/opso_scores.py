@@ -3,11 +3,12 @@
     python -m ogbench_utils make pointmaze-medium-navigate
     python benchmarks/opso_scores.py pointmaze --dataset_dir datasets [--jobs 2] [--rows "OPSO, f = 1" ...]
 
-Every run is one process on one CPU thread; an interrupted run is resumed, a finished one is not repeated, and the table
-is made of the runs that are finished. The last checkpoint is judged over 50 episodes a task. The data are rolled out
-on this machine by OGBench's own controller, so rows are compared with each other, and with the published ones (which
-learned from OGBench's file, for a million updates of 1,024 transitions) only as a landmark. The baselines are made of the same parts: GCBC clones
-toward goals, GCIVL-style weighs the cloning by the advantage of V; neither proposes latents.
+Every run is one process on one CPU thread; an interrupted run is resumed, a finished one is not repeated, and the
+table is made of the runs that are finished. The last checkpoint is judged over 50 episodes a task. The data are
+rolled out on this machine by OGBench's own controller, so rows are compared with each other, and with the published
+ones (which learned from OGBench's file, for a million updates of 1,024 transitions) only as a landmark. The baselines
+are made of the same parts: GCBC clones toward goals, GCIVL-style weighs the cloning by the advantage of V; neither
+proposes latents.
 """
 
 import argparse
@@ -44,7 +45,14 @@ ROWS = {
     "GCBC: no proposer, no values": [*FLAT, "--temperature", "0"],
 }
 SECOND = "OPSO, f = 0, then its own steps"
-PUBLISHED = {"GCBC": 9, "GCIVL": 63, "GCIQL": 53, "QRL": 82, "CRL": 29, "HIQL": 79}  # OGBench, pointmaze-medium-navigate
+PUBLISHED = {
+    "GCBC": 9,
+    "GCIVL": 63,
+    "GCIQL": 53,
+    "QRL": 82,
+    "CRL": 29,
+    "HIQL": 79,
+}  # OGBench, pointmaze-medium-navigate
 
 
 def run(row: str, seed: int, out: Path, common: list[str], episodes: int, online: list[str]) -> dict:
@@ -52,7 +60,9 @@ def run(row: str, seed: int, out: Path, common: list[str], episodes: int, online
     began, tag = time.time(), "".join(c if c.isalnum() else "-" for c in row)
     flags = [*common, "--seed", str(seed)]
     if row == SECOND:
-        first = train(["--agent", "opso", *flags, "--inverse_data", "online", "--eval_freq", "0"], out / f"first-s{seed}")
+        first = train(
+            ["--agent", "opso", *flags, "--inverse_data", "online", "--eval_freq", "0"], out / f"first-s{seed}"
+        )
         init = ["--init", str(first / "last_checkpoint.pt")]
         folder = train(["--agent", "opso_online", *flags, *init, *online], out / f"{tag}-s{seed}")
     else:
@@ -99,7 +109,9 @@ def draw_curves(done: list[dict], path: Path) -> None:
     axis = figure.subplots()
     for i, row in enumerate(dict.fromkeys(d["row"] for d in done)):
         logs = [records.read_log(d["folder"] / "log.jsonl") for d in done if d["row"] == row]
-        points = [[(r.get("update", r.get("env_step")), r["eval/score"]) for r in log if "eval/score" in r] for log in logs]
+        points = [
+            [(r.get("update", r.get("env_step")), r["eval/score"]) for r in log if "eval/score" in r] for log in logs
+        ]
         if row == SECOND or not all(points):
             continue
         updates, scores = [u for u, _ in points[0]], [[s for _, s in p] for p in points]
@@ -159,7 +171,8 @@ def main() -> None:
             "by_task": {t: round(statistics.mean(d["tasks"][t] for d in mine), 1) for t in TASKS},
             "updates_per_s": round(statistics.median(rates), 1),
         }
-        print(f"{row:44} {table[row]['success_mean']:5.1f} ± {table[row]['success_std_over_seeds']}  {table[row]['by_task']}")
+        mean, std = table[row]["success_mean"], table[row]["success_std_over_seeds"]
+        print(f"{row:44} {mean:5.1f} ± {std}  {table[row]['by_task']}")
     print("published, on OGBench's own file: " + ", ".join(f"{k} {v}" for k, v in PUBLISHED.items()))
     best = max(done, key=lambda d: d["result"]["eval/score"])
     draw_curves(done, ROOT / "benchmarks" / "opso_pointmaze.png")

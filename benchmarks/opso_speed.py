@@ -101,7 +101,10 @@ def main() -> None:
     )
     rows["published scheme, D 128, 2 layers, windows of 100"] = (seconds, b)
     small = {k: v for k, v in PRESETS["opso"]["small"].items() if k in ("d_model", "n_layers")}
-    for label, cfg in (("ours, small: D 64, 1 layer", OPSOConfig(**small)), ("ours, default: D 128, 2 layers", OPSOConfig())):
+    for label, cfg in (
+        ("ours, small: D 64, 1 layer", OPSOConfig(**small)),
+        ("ours, default: D 128, 2 layers", OPSOConfig()),
+    ):
         for compiled in (False, True) if args.compile else (False,):
             seconds = ours(replace(cfg, compile=compiled), spec, args.repeats)
             rows[label + ", compiled" * compiled] = (seconds, cfg.batch_size * cfg.context_length)
@@ -111,7 +114,8 @@ def main() -> None:
         rate = trained / seconds
         table[label] = {"ms": round(seconds * 1e3, 1), "transitions": trained, "transitions_per_s": round(rate)}
         table[label]["times_published"] = round(rate / (slow[1] / slow[0]), 1)
-        print(f"{label:52} {seconds * 1e3:8.1f} ms  {rate:9,.0f} transitions/s  {table[label]['times_published']:6.1f} times")
+        times = table[label]["times_published"]
+        print(f"{label:52} {seconds * 1e3:8.1f} ms  {rate:9,.0f} transitions/s  {times:6.1f} times")
     print(write("opso_speed", {"threads": args.threads, "repeats": args.repeats, "rows": table}))
 
 

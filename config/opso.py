@@ -21,7 +21,7 @@ class GoalData:
     max_trajectories: int = -1
     """learn from the first so many episodes; -1: from all"""
     inverse_data: Literal["fraction", "online"] = "fraction"
-    """whose actions inverse dynamics may see: those of inverse_fraction of the episodes, or online: none before phase 2"""
+    """whose actions inverse dynamics may see: those of inverse_fraction of the episodes; online: none before phase 2"""
     inverse_fraction: float = 1.0
     """f, share of the episodes whose actions may be used; it stands beside every score"""
 

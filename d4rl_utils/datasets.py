@@ -78,7 +78,7 @@ def open_dataset(
 
 
 def download(name: str, dataset_dir: str | Path = "./datasets", **patience) -> Path:
-    """Bring D4RL's file `name` (e.g. `hopper-medium-v2`) into `dataset_dir` unless it is there; see `downloads.fetch`."""
+    """Bring D4RL's file `name` (`hopper-medium-v2`) into `dataset_dir` unless it is there; see `downloads.fetch`."""
     return fetch(name, REGISTRY[name], dataset_dir, **patience)
 
 

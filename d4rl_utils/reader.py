@@ -28,8 +28,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from files import alone, sha256_of
 from d4rl_utils.names import DIMS, REGISTRY
+from files import alone, sha256_of
 
 log = logging.getLogger(__name__)
 

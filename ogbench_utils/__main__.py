@@ -39,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
 
 def table(dataset_dir: Path) -> str:
     """One line a data set: its size, and whether OGBench's file and local files are here or can be made."""
-    rows = [f"{'name':<34}{'episodes':>9}{'T':>6}  {'states':>6} {'actions':>7}  {'OGBench file':<13} local"]
+    head = f"{'name':<34}{'episodes':>9}{'T':>6}  {'states':>6} {'actions':>7}  "
+    rows = [f"{head}{'OGBench file':<13} local"]
     for name, facts in DATASETS.items():
         words = split_name(name)
         made = sorted(p.name for p in dataset_dir.glob(f"{words.base}-local-*.npz") if not p.stem.endswith("-val"))
@@ -62,7 +63,7 @@ def show(path: Path, name: str) -> str:
         [
             f"name         {identity.name} ({identity.source}), SHA-256 {identity.sha256[:12]}",
             f"episodes     {len(ends):,}, of {lengths.min():,} to {lengths.max():,} transitions",
-            f"transitions  {identity.transitions:,}; states of {states.shape[1]}, actions of {actions.shape[1]} numbers",
+            f"transitions  {identity.transitions:,}; {states.shape[1]} state and {actions.shape[1]} action dims",
             f"places       x from {low[0]:.1f} to {high[0]:.1f}, y from {low[1]:.1f} to {high[1]:.1f}",
         ]
     )

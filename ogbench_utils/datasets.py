@@ -16,9 +16,7 @@ def name_of(cfg) -> str:
     """Which of OGBench's data sets the settings `cfg` mean: antmaze-medium-navigate-v0. ValueError for none."""
     if Path(cfg.dataset).suffix == ".npz":
         if not cfg.env:
-            raise ValueError(
-                f"{cfg.dataset} is a file: say what it is like with --env, one of {', '.join(DATASETS)}."
-            )
+            raise ValueError(f"{cfg.dataset} is a file: say what it is like with --env, one of {', '.join(DATASETS)}.")
         return f"{split_name(cfg.env).base}-v0"
     if cfg.env and split_name(cfg.env) != split_name(cfg.dataset):
         raise ValueError(f"--env {cfg.env} contradicts --dataset {cfg.dataset}: leave --env away.")
@@ -84,5 +82,9 @@ def _local(name: str, folder: Path, max_trajectories: int) -> Dataset:
 
 def _instead(name: str) -> str:
     if can_make(name):
-        return f"Data of the same kind can be rolled out here: --data local, or --dataset {split_name(name).base}-local."
-    return "Local data cannot stand in: " + ", ".join(k for k in DATASETS if can_make(k)) + " are all that is made here."
+        return (
+            f"Data of the same kind can be rolled out here: --data local, or --dataset {split_name(name).base}-local."
+        )
+    return (
+        "Local data cannot stand in: " + ", ".join(k for k in DATASETS if can_make(k)) + " are all that is made here."
+    )

@@ -42,7 +42,6 @@ def make_maze(environment: str, **settings):
     """OGBench's own environment. ImportError, with what to install, where the package is not."""
     try:
         import gymnasium
-
         import ogbench  # noqa: F401  it registers its environments
     except ImportError as error:
         raise ImportError(

@@ -131,7 +131,9 @@ def _fill_cache(path: Path, folder: Path) -> tuple[dict[str, np.ndarray], str]:
         (part / "facts.json").write_text(json.dumps({"sha256": sha256_of(path)}))
         os.replace(part, folder)
     except KeyError as error:
-        raise ValueError(f"{path} is not in OGBench's layout: {error}. It holds {', '.join(archive.namelist())}") from error
+        raise ValueError(
+            f"{path} is not in OGBench's layout: {error}. It holds {', '.join(archive.namelist())}"
+        ) from error
     except (zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path} is damaged ({error}). Remove it and get it again.") from error
     finally:

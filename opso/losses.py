@@ -13,7 +13,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def expectile(target: Tensor, prediction: Tensor, tau: float) -> Tensor:
-    """|τ − 1(u < 0)| u², u = target − prediction, each row: with τ near 1 an under-estimate costs more (IQL, eq. 5)."""
+    """|τ − 1(u < 0)| u², u = target − prediction; with τ near 1 an under-estimate costs more (IQL, eq. 5)."""
     u = target - prediction
     return torch.where(u < 0, 1 - tau, tau) * u.square()
 

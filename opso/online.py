@@ -1,9 +1,9 @@
 """Phase 2: inverse dynamics, values and proposals go on from the agent's own episodes, around a frozen encoder.
 
-A batch is part own segments, whose actions are known, and part offline ones; both train values and proposals. Goals in
-the agent's own episodes are drawn in hindsight, as from data. Acting explores by heading for the goal in a share epsilon
-of the steps, z* = z + alpha (z_g - z), alpha ~ U(0.2, 1), in place of the proposal, and by noise on actions; both fade
-out over the first episodes. If no action was seen before, the first steps are uniformly random.
+A batch is part own segments, whose actions are known, part offline ones; both train values and proposals. Goals in
+the agent's own episodes are drawn in hindsight, as from data. Acting explores by heading for the goal in a share
+epsilon of the steps, z* = z + alpha (z_g - z), alpha ~ U(0.2, 1), in place of the proposal, and by noise on actions;
+both fade out over the first episodes. If no action was seen before, the first steps are uniformly random.
 
 Where we differ from the code: a replay (there each transition is used once or never); the true latent and not a
 prediction is what inverse dynamics learns from; the noise fades out as announced; the encoder is deaf to dropout.
@@ -144,7 +144,7 @@ def schedule(start: float, end: float, i: int, over: int) -> float:
 
 
 def find_init(cfg: OPSOOnlineConfig) -> Path:
-    """The checkpoint of phase 1 that the settings mean. ValueError, with the command that makes one, if there is none."""
+    """The checkpoint of phase 1 that is meant. ValueError, with the command that makes one, if there is none."""
     if cfg.init:
         return Path(cfg.init)
     base, found = split_name(name_of(cfg)).base, []

@@ -45,7 +45,7 @@ def world(cfg) -> World:
         lambda mean: 100 * mean,  # an episode returns 1 if it gets there
         FPS[words.body],
         words.environment,
-        f"OGBench's protocol, in percent; inverse dynamics saw the actions of f = {labelled_share(cfg):g} of the episodes",
+        f"OGBench's protocol, in percent; the actions of f = {labelled_share(cfg):g} of the offline episodes were used",
         outcome=lambda info, reward: {"success": info["success"]},
         tasks=ogbench_utils.TASKS,
     )

@@ -77,7 +77,7 @@ class Opso(nn.Module):
 
     # -- what it wants ---------------------------------------------------------------------------
     def losses(self, b: Segments) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Everything that is minimised in one update, what to report of it, and new wrong answers for InfoNCE (B, D)."""
+        """Everything that is minimised in one update, what to report of it, and InfoNCE's next wrong answers (B, D)."""
         cfg, t = self.cfg, self.cfg.context_length
         rows = lambda x: x[:, :t].flatten(0, 1)  # noqa: E731  the trained places, one under another
         goals = b.value_goals.flatten(0, 1)[:, None]
@@ -129,7 +129,7 @@ class Opso(nn.Module):
         return weigh(losses, weights), metrics, slow_all[:, 0]
 
     def leap(self, b: Segments, slow: Tensor, goal: Tensor, one_step: Tensor) -> Tensor:
-        """The better of a one-step target and of K steps along the recorded way, which were possible, so no less than V.
+        """The better of a one-step target and of K steps along the recorded way: those were possible, so V is no less.
 
         slow (B, L, D), goal (N, D), one_step (N,) -> (N,)
         """
@@ -243,7 +243,7 @@ class Opso(nn.Module):
         return self.latents(left, self.slow_encoder)[torch.arange(len(seen), device=seen.device), seen - 1]
 
     def wanted(self, z: Tensor, goal: Tensor) -> Tensor:
-        """The latent to move to: the proposal, or with --select q the candidate that Q likes best; without, the goal. (n, D)"""
+        """The latent to move to: the proposal, with --select q Q's favourite candidate; or the goal. (n, D)"""
         if self.cfg.proposer == "none":
             return goal
         star = self.propose(z, goal)
@@ -273,6 +273,6 @@ def refuse(cfg) -> None:
         )
     if cfg.proposal_steps != 1 and (cfg.select == "q" or cfg.lambda_q):
         raise ValueError(
-            f"Q judges one-step moves: with proposal_steps {cfg.proposal_steps}, select q and lambda_q have no meaning. "
+            f"Q judges one-step moves: with proposal_steps {cfg.proposal_steps}, select q and lambda_q mean nothing. "
             "Take --proposal_steps 1, or leave them away"
         )

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import write_npz
 from torch.utils import _pytree as pytree
 
@@ -25,7 +24,7 @@ from memory import Step
 from ogbench_utils import read_npz
 from ogbench_utils.segments import Goals, Recorded
 from opso import Opso
-from opso.losses import balance, cosine_step, expectile, info_nce, masked_mean, success_error
+from opso.losses import balance, cosine_step, expectile, info_nce, success_error
 from opso.online import OpsoOnline, adopt, schedule
 
 SPEC = Spec(2, 2, (-1.0, -1.0), (1.0, 1.0))
@@ -105,7 +104,9 @@ def test_schedules_fall_and_stay():
 def test_values_of_a_chain_are_its_discounted_distances(reward):
     """Six states in a row, tables for Q and V, steps either way: V is the value of the shortest way."""
     n, gamma = 6, 0.9
-    s, a, g = (x.flatten() for x in torch.meshgrid(torch.arange(n), torch.tensor([-1, 1]), torch.arange(n), indexing="ij"))
+    s, a, g = (
+        x.flatten() for x in torch.meshgrid(torch.arange(n), torch.tensor([-1, 1]), torch.arange(n), indexing="ij")
+    )
     after = (s + a).clamp(0, n - 1)
     reached = (after == g).float()
     q, v = torch.zeros(n, n, n), torch.zeros(n, n, requires_grad=True)
@@ -174,7 +175,9 @@ def test_who_learns_from_what(maze_file):
     assert {k.split(".")[0] for k in plain if not torch.equal(plain[k], turned[k])} == {"inverse"}
     hidden = b._replace(labelled=torch.zeros(8))
     assert all(g.abs().max() == 0 for k, g in grads(hidden).items() if k.startswith("inverse"))
-    assert all(torch.equal(x, y) for x, y in zip(grads(hidden).values(), grads(hidden._replace(actions=-b.actions)).values()))
+    assert all(
+        torch.equal(x, y) for x, y in zip(grads(hidden).values(), grads(hidden._replace(actions=-b.actions)).values())
+    )
 
 
 def test_a_leap_promises_no_more_than_the_way_was_worth(maze_file):
@@ -200,7 +203,9 @@ def test_inverse_dynamics_learns_a_law(tmp_path):
     raw = dict(np.load(path))
     raw["observations"][:, :2] = 0.2 * np.cumsum(raw["actions"], 0) - 0.2 * raw["actions"]
     np.savez(path, **raw)
-    cfg = tiny(proposal_steps=1, batch_size=32, beta_n=0.0, temperature=0.0, d_model=32, hidden_dim=64, learning_rate=3e-3)
+    cfg = tiny(
+        proposal_steps=1, batch_size=32, beta_n=0.0, temperature=0.0, d_model=32, hidden_dim=64, learning_rate=3e-3
+    )
     agent = Opso(cfg, SPEC)
     data = sampler(path, cfg)
     agent.prepare(data)
@@ -211,7 +216,9 @@ def test_inverse_dynamics_learns_a_law(tmp_path):
 # -- histories -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mixer, pool, rope", [("mamba2", "last", False), ("mamba1", "last", False), ("mamba2", "attention", True)])
+@pytest.mark.parametrize(
+    "mixer, pool, rope", [("mamba2", "last", False), ("mamba1", "last", False), ("mamba2", "attention", True)]
+)
 def test_acting_sees_the_histories_that_were_trained_on(maze_file, mixer, pool, rope):
     cfg = tiny(mixer=mixer, pool=pool, rope=rope)
     agent = Opso(cfg, SPEC).double().eval()
@@ -437,7 +444,7 @@ def test_the_users_commands_on_a_file_in_antmazes_layout(tmp_path, field, capsys
     utils.main([*judge, "--json", str(record), "--env", name])
     said = capsys.readouterr().out
     found = json.loads(record.read_text())
-    assert "tasks       task1" in said and "f = 0.6" in said and "success rate" in said
+    assert "tasks   task1" in said and "f = 0.6" in said and "success rate" in said
     assert list(found["tasks"]) == [f"task{i}" for i in range(1, 6)] and len(found["returns"]) == 10
     assert found["eval/score"] == pytest.approx(100 * np.mean(found["returns"]))
     with pytest.raises(SystemExit):
