@@ -31,7 +31,7 @@ import utils
 from ogbench_utils import TASKS, make_task
 
 COMMON = ["--preset", "small", "--threads", "1", "--no_tensorboard", "--device", "cpu"]
-FLAT = ["--proposer", "none"]
+FLAT = ["--proposer", "none", "--proposal_steps", "1", "--no_value_leap", "--temperature"]
 ROWS = {
     "OPSO, f = 1": [],
     "no expectile (least squares)": ["--expectile", "0.5"],
@@ -41,8 +41,8 @@ ROWS = {
     "one step ahead, not weighed (published)": [
         *("--proposal_steps", "1", "--temperature", "0", "--no_weigh_inverse", "--no_value_leap"),
     ],
-    "GCIVL-style: no proposer": [*FLAT, "--no_value_leap"],
-    "GCBC: no proposer, no values": [*FLAT, "--temperature", "0"],
+    "GCIVL-style: no proposer": [*FLAT, "10"],
+    "GCBC: no proposer, no values": [*FLAT, "0"],
 }
 SECOND = "OPSO, f = 0, then its own steps"
 PUBLISHED = {

@@ -19,7 +19,7 @@ def expectile(target: Tensor, prediction: Tensor, tau: float) -> Tensor:
 
 
 def cosine_step(z: Tensor, after: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
-    """−cos(z' − z, z_g − z), and whether the way to the goal is long enough to have a direction. (N, D) -> (N,), (N,)"""
+    """−cos(z' − z, z_g − z), and whether the way to the goal is long enough for one. (N, D) -> (N,), (N,)"""
     way = goal - z
     return -F.cosine_similarity(after - z, way, dim=-1, eps=1e-8), (way.norm(dim=-1) > 1e-3).to(z.dtype)
 

@@ -1,5 +1,6 @@
 """The agent: what it computes, what it wants, how it learns and acts. See the package's own words."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -144,7 +145,7 @@ class Opso(nn.Module):
         """InfoNCE between a latent and one a few steps later. z (B, L, D)"""
         t = self.cfg.context_length
         u = 1 - torch.rand(b.mask.shape, device=z.device)
-        leap = (u.log() / torch.tensor(NCE_DISCOUNT).log()).floor().long() + 1
+        leap = (u.log() / math.log(NCE_DISCOUNT)).floor().long() + 1
         place = torch.minimum(torch.arange(t, device=z.device) + leap, b.ahead)
         later = z.gather(1, place[..., None].expand(-1, -1, z.shape[-1])).flatten(0, 1)
         later_rows, rows, mask = b.rows.gather(1, place).flatten(), b.rows[:, :t].flatten(), b.mask.flatten()
@@ -207,7 +208,9 @@ class Opso(nn.Module):
         """Size, place, and which implementation of the state-space layer runs; whose actions were used."""
         cfg, count = self.cfg, sum(p.numel() for p in self.parameters() if p.requires_grad)
         backend = describe_backend(cfg.mamba_backend, self.device, cfg.context_length + cfg.proposal_steps)
-        return f"{count:,} parameters on {self.device}, {backend}; f = {labelled_share(cfg):g}"
+        f = labelled_share(cfg)
+        blind = "" if f or self.frozen else ", so it cannot act before its second phase (--eval_freq 0 saves the time)"
+        return f"{count:,} parameters on {self.device}, {backend}; f = {f:g}{blind}"
 
     def prepare(self, data: Recorded) -> None:
         """The normaliser's statistics come from the data, once."""
