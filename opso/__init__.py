@@ -14,7 +14,7 @@ its own episodes (`opso_online`), where the encoder is frozen. Data, tasks and p
   4. one encoder call and one readout for training, goals and acting; acting sees the histories that were trained on
   5. the proposal lies K = 10 steps ahead (published: 1), and proposals and actions are weighed by the advantage
   6. the proposer sees the goal, inverse dynamics learns from true latents, Q is a judge of candidates (--select q)
-  7. V also takes K recorded steps at once where they promise more than Q (`value_leap`)
+  7. V also takes K recorded steps at once where they promise more than Q (`value_leap`), and begins pessimistic
   8. InfoNCE does not count neighbours in time as wrong answers; alignment is for goals ahead in the episode alone
 
 `nets` has the networks, `losses` the losses, `system` the agent of phase 1, `online` that of phase 2, `places` what

@@ -17,6 +17,9 @@ from opso.losses import balance, cosine_step, expectile, info_nce, masked_mean, 
 from opso.nets import Head, StateEncoder, TwinValue
 
 NCE_DISCOUNT = 0.8  # a positive lies Geometric(1 - this) steps behind its anchor
+# Values begin as of goals this far from them, as a share of the worst. Expectiles rise fast and fall slowly: from 0 the far
+# goals would need most of a training to become far.
+FAR = 0.4
 STRAIGHT = 8  # candidates on the straight way to the goal, for --select q
 
 
@@ -47,6 +50,9 @@ class Opso(nn.Module):
         self.success = Head(2 * D, h, 1, 1, norm)
         self.propose = Head(2 * D, h, 1 if not norm else 2, D, norm)
         self.inverse = Head(3 * D, h, 2, spec.action, norm)
+        if cfg.reward == "neg":
+            for net in (self.v, *self.q.nets):
+                nn.init.constant_(net.net[-1].bias, -FAR / (1 - cfg.gamma))
         self.slow_encoder, self.slow_q, self.slow_v = Frozen(self.encoder), Frozen(self.q), Frozen(self.v)
         self.register_buffer("pos_weight", torch.ones(()))
         self.register_buffer("bank", torch.zeros(cfg.nce_bank, D))
