@@ -5,7 +5,7 @@
   transformer   one post-norm encoder layer with learned positions
   mamba         one bare Mamba-1 mixer (Ryu, Sohn & Kim 2025, Applied Sciences 15(16), 8956)
 
-One program; the four differ in `MIXERS` and nowhere else. What the mixer says at the last position is the latent z,
+One program; the four differ in mixers.py and nowhere else. What the mixer says at the last position is the latent z,
 and Q(s, ·) is linear in z. Learned from prioritised replay (replay.py) against a copied target network. Where we differ
 from the paper's code:
   1. a time limit is not a death: the target bootstraps there (`--truncation terminal`: as published)
@@ -30,11 +30,10 @@ from config import DQNConfig
 from d4rl_utils import frames_per_second
 from discrete import open_discrete, trivial_returns
 from learn import Frozen, Graphed, adamw, clip, detach, due, set_rate, td_target
-from mamba import Mamba1, causal_conv
 from memory import Memory, Step, forget, remember, renew
+from mixers import MIXERS
 from model import mlp
 from replay import PrioritisedReplay, Sample
-from scan import selective_scan_last
 
 
 class Spec(NamedTuple):
@@ -46,62 +45,6 @@ class Spec(NamedTuple):
 
 
 # -- the network ---------------------------------------------------------------------------------
-
-
-class Newest(nn.Module):
-    """The last embedding as it is. (B, L, D) -> (B, D)"""
-
-    def __init__(self, cfg):
-        super().__init__()
-
-    def forward(self, e: Tensor) -> Tensor:
-        return e[:, -1]
-
-
-class LSTM(nn.LSTM):
-    """The last output of one layer. (B, L, D) -> (B, D)"""
-
-    def __init__(self, cfg):
-        super().__init__(cfg.d_model, cfg.d_model, batch_first=True)
-
-    def forward(self, e: Tensor) -> Tensor:
-        return super().forward(e)[0][:, -1]
-
-
-class Transformer(nn.Module):
-    """One post-norm encoder layer, read at the last position, so nothing else is computed. (B, L, D) -> (B, D)"""
-
-    def __init__(self, cfg):
-        super().__init__()
-        if cfg.d_model % cfg.n_heads:
-            raise ValueError(f"d_model = {cfg.d_model} must be a multiple of n_heads = {cfg.n_heads}")
-        self.place = nn.Parameter(torch.zeros(cfg.context_length, cfg.d_model))
-        self.place._no_weight_decay = True
-        self.layer = nn.TransformerEncoderLayer(cfg.d_model, cfg.n_heads, cfg.ff_dim, dropout=0.0, batch_first=True)
-
-    def forward(self, e: Tensor) -> Tensor:
-        x, layer = e + self.place, self.layer
-        y = layer.norm1(x[:, -1:] + layer.self_attn(x[:, -1:], x, x, need_weights=False)[0])
-        return layer.norm2(y + layer.linear2(F.relu(layer.linear1(y))))[:, 0]
-
-
-class Mamba(Mamba1):
-    """One bare Mamba-1 layer, no norm, no residual; only the last output is computed. (B, L, D) -> (B, D)"""
-
-    def __init__(self, cfg):
-        super().__init__(cfg.d_model, cfg.d_state, cfg.d_conv, cfg.expand)
-
-    def forward(self, e: Tensor) -> Tensor:
-        into, gate = self.in_proj.weight.chunk(2)  # all tokens go in, the last one alone is gated and names C
-        writes, reads = self.x_proj.weight.split([sum(self.widths[:2]), self.widths[2]])
-        x = F.silu(causal_conv(F.linear(e, into), self.conv1d.weight, self.conv1d.bias))
-        dt, B = F.linear(x, writes).split(self.widths[:2], -1)
-        C, z = F.linear(x[:, -1], reads), F.linear(e[:, -1], gate)
-        y = selective_scan_last(x, F.softplus(self.dt_proj(dt)), -self.A_log.exp(), B, C) + self.D * x[:, -1]
-        return self.out_proj(y * F.silu(z))
-
-
-MIXERS = {"none": Newest, "lstm": LSTM, "transformer": Transformer, "mamba": Mamba}
 
 
 def convolutions(width: int) -> nn.Sequential:
@@ -290,6 +233,8 @@ def refuse(cfg: DQNConfig) -> None:
     """ValueError for sizes that cannot be, in words."""
     if cfg.context_length < 1:
         raise ValueError(f"context_length = {cfg.context_length}, but the present must be seen: take 1 or more")
+    if cfg.precision == "bf16":
+        raise ValueError("dqn learns in float32: precision bf16 is not for it, take fp32 or tf32")
     if cfg.buffer_size < cfg.batch_size:
         raise ValueError(
             f"buffer_size = {cfg.buffer_size} never holds a batch of batch_size = {cfg.batch_size}: nothing is learned"

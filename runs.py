@@ -150,9 +150,10 @@ class Run:
 
     def draw(self) -> None:
         """The curves, out of the log."""
-        title = f"{self.cfg.agent} on {self.data['name']}, seed {self.cfg.seed}, {self.now:,} {self.unit}s"
+        unit = self.unit.replace("_", " ")
+        title = f"{self.cfg.agent} on {self.data['name']}, seed {self.cfg.seed}, {self.now:,} {unit}s"
         with records.replacing(self.folder / self.curves) as picture:
-            pictures.draw_curves(records.read_log(self.folder / "log.jsonl"), title.replace("_", " "), picture)
+            pictures.draw_curves(records.read_log(self.folder / "log.jsonl"), title, picture)
 
     def report(self) -> str:
         """The run's last word."""

@@ -168,7 +168,8 @@ def selective_scan_last(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) 
     y = wrote[:, -1] * G[:, -1].sum(-1, keepdim=True)
     if x.shape[1] > 1:
         after = dt[:, 1:].flip(1).cumsum(1).flip(1)  # S_t, without the last one, which is 0
-        kernel = _decayed(after.flatten(0, 1), G[:, :-1].flatten(0, 1), A.T.contiguous())
+        decayed = Decayed.apply if torch.compiler.is_compiling() else _decayed
+        kernel = decayed(after.flatten(0, 1), G[:, :-1].flatten(0, 1), A.T.contiguous())
         y = y + (wrote[:, :-1] * kernel.view_as(after)).sum(1)
     return y
 
@@ -238,3 +239,16 @@ def _pull_back_decayed(ctx, gK):
 
 
 _decayed.register_autograd(_pull_back_decayed, setup_context=_remember_decayed)
+
+
+class Decayed(torch.autograd.Function):
+    """`_decayed` for the compiler, which makes one loop of the forward: nothing of size (T, N, E) exists then."""
+
+    @staticmethod
+    def forward(ctx, S: Tensor, G: Tensor, A: Tensor) -> Tensor:
+        ctx.save_for_backward(S, G, A)
+        return (G[..., None] * (S[:, None] * (A * math.log2(math.e))).clamp_min(LEAST).exp2()).sum(1)
+
+    @staticmethod
+    def backward(ctx, gK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _decayed_backward(gK, *ctx.saved_tensors)

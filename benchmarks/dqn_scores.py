@@ -17,6 +17,7 @@ Smoothing is TensorBoard's, 0.9 over episodes (returns) or log rows (losses).
 """
 
 import argparse
+import shlex
 import statistics
 import subprocess
 import sys
@@ -128,6 +129,8 @@ def draw(name: str, experiment: Experiment, runs: dict[tuple[str, float], list[l
                 grid = np.arange(0, logs[0][0]["config"]["env_steps"] + 1, experiment.grid)
                 lines = np.stack([curve(rows, key, grid) for rows in logs])
                 there = ~np.isnan(lines).any(0)
+                if not there.any():  # a run shorter than the grid is fine
+                    continue
                 middle, spread = lines[:, there].mean(0), lines[:, there].std(0)
                 label = f"{mixer} ({len(logs)} seed{'s' * (len(logs) > 1)})"
                 axis.plot(grid[there], middle, color=f"C{i}", lw=1.3, label=label)
@@ -136,8 +139,9 @@ def draw(name: str, experiment: Experiment, runs: dict[tuple[str, float], list[l
         for policy, value in TRIVIAL[experiment.env].items():
             axes[0, column].axhline(value, color="0.5", ls=":", lw=1)
             axes[0, column].annotate(policy, (0, value), fontsize=7, color="0.4", va="bottom")
-        axes[0, column].legend(frameon=False, fontsize=8)
-        axes[1, column].set(yscale="log", xlabel="environment steps")
+        if axes[0, column].get_legend_handles_labels()[1]:
+            axes[0, column].legend(frameon=False, fontsize=8)
+        axes[1, column].set(yscale="log" if axes[1, column].lines else "linear", xlabel="environment steps")
     axes[0, 0].set_ylabel("return of training episodes, smoothed")
     axes[1, 0].set_ylabel("TD loss, smoothed")
     for axis in axes.flat:
@@ -187,12 +191,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "dqn_scores")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--table", action="store_true", help="train nothing")
-    parser.add_argument("flags", nargs="*", help="after --: more flags of trainer.py, for every run")
+    parser.add_argument("--flags", default="", help='more flags of trainer.py for every run: --flags="--d_state 16"')
     args = parser.parse_args()
     experiment, out = EXPERIMENTS[args.experiment], args.out / args.experiment
     place = lambda mixer, clip, seed: out / f"{mixer}-clip{clip:g}-s{seed}"  # noqa: E731
     common = ["--agent", "dqn", "--env", experiment.env, "--threads", "1", "--device", "cpu", "--no_tensorboard"]
-    common += args.flags
+    common += shlex.split(args.flags)
     parse(common)  # a wrong flag is found before the first run
 
     def run(seed: int, clip: float, mixer: str) -> None:

@@ -19,6 +19,7 @@ import dqn
 import machine
 from config import DQNConfig
 from envs import Envs
+from mixers import MIXERS, Mamba
 from scan import selective_scan_last, selective_scan_loop
 
 
@@ -55,9 +56,9 @@ def ours(cfg: DQNConfig, steps: int, filled: int) -> dict:
 def plain(cfg: DQNConfig, steps: int, filled: int) -> dict:
     """The same of the published loop."""
     spec = dqn.world(cfg).spec
-    dqn.MIXERS = {**dqn.MIXERS, "mamba": PlainMamba}
+    dqn.MIXERS = {**MIXERS, "mamba": PlainMamba}
     agent = PlainDQN(dqn.QNet(cfg, spec), dqn.QNet(cfg, spec), cfg)
-    dqn.MIXERS["mamba"] = dqn.Mamba
+    dqn.MIXERS = MIXERS
     env = gymnasium.make(cfg.env)
     begin = lambda: torch.from_numpy(env.reset()[0]).repeat(cfg.context_length, 1)  # noqa: E731
     window, learning = begin(), False
@@ -84,7 +85,7 @@ def scans(cfg: DQNConfig, repeats: int, peers: bool) -> dict:
     leaf = lambda *shape: torch.rand(*shape).requires_grad_()  # noqa: E731
     x, dt, A, b, c = leaf(B, L, E), leaf(B, L, E), leaf(E, N), leaf(B, L, N), leaf(B, L, N)
     e = torch.randn(B, L, cfg.d_model)
-    layers = {"layer, plain loop": PlainMamba(cfg)} if peers else {"layer, ours": dqn.Mamba(cfg)}
+    layers = {"layer, plain loop": PlainMamba(cfg)} if peers else {"layer, ours": Mamba(cfg)}
     calls = {"scan, ours": lambda: selective_scan_last(x, dt, -A, b, c[:, -1])}
     if peers:
         calls = {
@@ -95,7 +96,7 @@ def scans(cfg: DQNConfig, repeats: int, peers: bool) -> dict:
 
         sizes = dict(hidden_size=cfg.d_model, state_size=N, conv_kernel=cfg.d_conv, expand=cfg.expand)
         mixer = MambaMixer(MambaConfig(**sizes, num_hidden_layers=1), layer_idx=0)
-        layers["layer, transformers"] = lambda e: mixer.slow_forward(e)[:, -1]
+        layers["layer, transformers"] = lambda e: mixer(e)[:, -1]
     found = {k: least(lambda: torch.autograd.grad(f().sum(), (x, dt, A, b, c)), repeats) for k, f in calls.items()}  # noqa: B023
     return found | {k: least(lambda: f(e).sum().backward(), repeats) for k, f in layers.items()}  # noqa: B023
 
@@ -104,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--filled", type=int, default=2000, help="transitions in the replay before anything is timed")
-    parser.add_argument("--mixers", nargs="+", default=list(dqn.MIXERS), choices=dqn.MIXERS)
+    parser.add_argument("--mixers", nargs="+", default=list(MIXERS), choices=MIXERS)
     parser.add_argument("--compile", action="store_true", help="compile our networks")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -19,10 +19,11 @@ import trainer
 import utils
 from config import WORLDS, DQNConfig, parse
 from discrete import grey, make_discrete, open_discrete
-from dqn import DQN, MIXERS, Mamba, Spec, Transformer, correction, exploration
+from dqn import DQN, Spec, correction, exploration
 from envs import Envs
 from mamba import Mamba1
 from memory import Step
+from mixers import MIXERS, Mamba, Transformer
 from replay import Sample
 from scan import selective_scan_last, selective_scan_loop
 
@@ -112,6 +113,17 @@ def test_the_mixer_is_mamba1_read_last_and_large_inputs_stay_finite():
     y = mixer.float()(e)
     y.sum().backward()
     assert y.isfinite().all() and e.grad.isfinite().all()
+
+
+def test_the_compiled_mixer_is_the_eager_one():
+    """Values and gradients of the form that the compiler is given; `aot_eager` compiles no code, so this is quick."""
+    mixer, e = Mamba(DQNConfig(d_model=16, d_state=4)).double(), torch.randn(5, 6, 16).double().requires_grad_()
+    found = []
+    for f in (mixer, torch.compile(mixer, fullgraph=True, dynamic=False, backend="aot_eager")):
+        y = f(e)
+        found.append((y, *torch.autograd.grad(y.square().sum(), [e, *mixer.parameters()])))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_one_layer_read_last_needs_no_causal_mask():
@@ -407,6 +419,7 @@ def test_a_checkpoint_that_was_kept_to_be_judged_cannot_be_resumed(tmp_path, cap
         ({"mixer": "transformer", "n_heads": 3}, "multiple of n_heads"),
         ({"eps_end": 2}, "eps_end = 2"),
         ({"num_envs": 0}, "num_envs"),
+        ({"precision": "bf16"}, "learns in float32"),
         ({"env": "Pendulum-v1"}, "chooses one of a few"),
         ({"d_state": 0}, "d_state"),
     ],

@@ -15,7 +15,7 @@ FLOORS = [
     {"config", "machine", "records", "files"},
     {"scan", "learn", "memory", "downloads", "workers"},
     {"mamba", "replay", "envs"},
-    {"grained"},
+    {"grained", "mixers"},
     {"model"},
     {"d4rl_utils"},
     {"ogbench_utils"},
