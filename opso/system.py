@@ -17,8 +17,8 @@ from opso.losses import balance, cosine_step, expectile, info_nce, masked_mean, 
 from opso.nets import Head, StateEncoder, TwinValue
 
 NCE_DISCOUNT = 0.8  # a positive lies Geometric(1 - this) steps behind its anchor
-# Values begin as of goals this far away, as a share of the worst. Expectiles rise fast and fall slowly: from 0, far goals
-# would need most of a training to become far.
+# Values begin as of goals this far away, as a share of the worst. Expectiles rise fast and fall slowly: from 0, far
+# goals would need most of a training to become far.
 FAR = 0.4
 STRAIGHT = 8  # candidates on the straight way to the goal, for --select q
 

@@ -197,6 +197,14 @@ def test_a_leap_promises_no_more_than_the_way_was_worth(maze_file):
     assert (better[b.mask.bool()] == -0.5).all()
 
 
+def test_values_begin_far_from_every_goal():
+    """From 0 the asymmetric loss would take most of a training to bring far goals down."""
+    far, near = Opso(tiny(gamma=0.98), SPEC), Opso(tiny(reward="zero_one"), SPEC)
+    z, goal = torch.randn(2, 50, 16)
+    assert (far.v(z, goal) + 20).abs().max() < 3 and (far.slow_q(z, goal, goal) + 20).abs().max() < 3
+    assert near.v(z, goal).abs().max() < 3
+
+
 def test_inverse_dynamics_learns_a_law(tmp_path):
     """s' = s + 0.2 a: from two latents of places, the action."""
     path = write_npz(tmp_path / "law.npz", [60] * 20)
