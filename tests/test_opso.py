@@ -503,7 +503,7 @@ def test_without_a_first_phase_the_second_says_what_to_do(tmp_path, capsys):
 
 
 def test_losses_fall_on_a_few_segments(maze_file):
-    agent = Opso(tiny(learning_rate=3e-3, proposer="latent"), SPEC)
+    agent = Opso(tiny(learning_rate=3e-3, gamma=0.9), SPEC)
     data = sampler(maze_file, agent.cfg)
     agent.prepare(data)
     batch = data.sample(4)
