@@ -10,7 +10,7 @@ arXiv 2405.21060). Where we differ from TD3+BC:
 The contract that this agent keeps, and every other agent of the house:
 
     update(batch) -> metrics         learn from data; tensor work of fixed shape, no host synchronisation
-    reset(n, goal=None) -> memory    forget everything, and be told what is wanted
+    reset(n, goal=None) -> memory    forget everything, and be told what is wanted: a return, or a state for each
     act(state, reward, memory, explore=False) -> action, memory      for n environments at once
     prepare(data) -> None            what must be known of the data before the first update
     describe() -> str                one line for the start of a log
@@ -21,7 +21,7 @@ and, if it learns online (it has no `data` then):
     gather(n, seed) -> None          make `experience`, what it will remember of n environments; a resume restores it
     observe(step) -> None            take in one step (memory.Step) of all of them
     lessons() -> batches             those that are due after this step, one `update` each: as an iterator
-    restart(memory, over) -> memory  forget the rows whose episode is over (n,)
+    restart(memory, over, goal=None) -> memory  forget the rows whose episode is over (n,)
     status() -> dict                 numbers for a row of the log: where schedules stand, how full a buffer is
     forsake(lost) -> None            episodes (n,) are abandoned without an end: nothing may be learned across that
 
@@ -65,6 +65,7 @@ class World(NamedTuple):
     outcome: Callable | None = None  # (info, reward) of an episode's last step -> {"crash": 0 or 1, ...}
     actions: tuple[str, ...] = ()  # names of discrete actions
     trivial: Callable | None = None  # () -> returns of policies that look at nothing, by name; may play to find out
+    tasks: tuple[str, ...] = ()  # several to be judged in, each an environment of its own: make(render_mode, task)
 
 
 def bc_q_loss(pi: Tensor, action: Tensor, q: Tensor, alpha: float) -> tuple[Tensor, dict]:

@@ -208,7 +208,7 @@ class DQN(nn.Module):
         weight = next(self.net.parameters())
         return forget(n, self.cfg.context_length, weight.new_zeros(self.spec.state))
 
-    def restart(self, memory: Memory, over: Tensor) -> Memory:
+    def restart(self, memory: Memory, over: Tensor, goal: None = None) -> Memory:
         """The memory with those rows empty whose episode is over (n,)."""
         return renew(memory, self.reset(len(over)), over)
 

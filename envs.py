@@ -34,6 +34,7 @@ class Envs:
         self.rng = np.random.default_rng(seed)
         self.seeds, self.totals = [0] * n, [0.0] * n
         self.actions: list[list[np.ndarray]] = [[] for _ in range(n)]  # since the last reset
+        self.goals: list[np.ndarray | None] = [None] * n  # what an environment says is wanted, if it does
         self.seen = np.stack([self.begin(i) for i in range(n)])
         self.reward = torch.zeros(n, device=device)  # of the last actions
         self.state = self.as_tensor(self.seen)
@@ -42,7 +43,14 @@ class Envs:
         """A new episode in environment i; its first state (S,)."""
         self.seeds[i], self.totals[i] = int(self.rng.integers(2**31)), 0.0
         self.actions[i].clear()
-        return self.envs[i].reset(seed=self.seeds[i])[0]
+        state, info = self.envs[i].reset(seed=self.seeds[i])
+        self.goals[i] = info.get("goal")
+        return state
+
+    @property
+    def goal(self) -> Tensor | None:
+        """What is wanted in each (n, S), for agents that are told; None if the environments do not say."""
+        return None if self.goals[0] is None else self.as_tensor(np.stack(self.goals))
 
     def step(self, action: Tensor) -> tuple[Step, list[Ended]]:
         """Actions (n,) or (n, A) -> what happened, and the episodes that ended. `state` and `reward` move on."""
@@ -84,7 +92,8 @@ class Envs:
         self.seeds, seen = list(state["seeds"]), state["seen"].numpy()
         lost = np.zeros(len(self.envs), dtype=bool)
         for i, env in enumerate(self.envs):
-            now, self.totals[i], self.actions[i] = env.reset(seed=self.seeds[i])[0], 0.0, []
+            (now, info), self.totals[i], self.actions[i] = env.reset(seed=self.seeds[i]), 0.0, []
+            self.goals[i] = info.get("goal")
             for action in state["actions"][i].numpy():
                 now, gained, *_ = env.step(action)
                 self.actions[i].append(action)

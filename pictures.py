@@ -33,10 +33,13 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
     if "behaviour_score" in head:
         text = f"mean of the data {head['behaviour_score']:.1f}"
         score_axis.axhline(head["behaviour_score"], color="0.4", ls="--", lw=1, label=text)
-    steps, returns = series("episode/return")
+    steps, returns = series("episode/score") if series("episode/score")[0] else series("episode/return")
     if steps:
         score_axis.plot(steps, returns, ".", ms=2, color="0.75", zorder=0, label="training episodes")
         score_axis.plot(steps, smoothed(returns), lw=1.2, color="C1", label="the same, smoothed (0.9)")
+    tasks = sorted({k for r in rows for k in r if k.startswith("eval/task")})
+    for key in tasks:
+        score_axis.plot(*series(key), lw=0.8, alpha=0.5, label=key.removeprefix("eval/"))
     if score_axis.get_legend_handles_labels()[1]:
         score_axis.legend(frameon=False)
     score_axis.set_title(f"{head.get('score_name', 'score')}, mean ± std over episodes")
@@ -53,13 +56,25 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
                 ("loss/state", "next state"),
                 ("loss/reward", "reward"),
                 ("loss/return", "next return-to-go"),
+                ("loss/value", "V"),
+                ("loss/nce", "InfoNCE"),
+                ("loss/align", "alignment"),
+                ("loss/propose", "proposal"),
+                ("loss/inverse", "inverse dynamics"),
             ],
             True,
         ),
         (
             q_axis,
             "Q",
-            [("critic/q", "Q(s, a) of the data"), ("actor/q_pi", "Q(s, π(s))"), ("critic/target", "target")],
+            [
+                ("critic/q", "Q(s, a) of the data"),
+                ("actor/q_pi", "Q(s, π(s))"),
+                ("critic/target", "target"),
+                ("value/q", "Q(z, z', z_g) of the data"),
+                ("value/v", "V(z, z_g)"),
+                ("value/target", "target"),
+            ],
             False,
         ),
         (
@@ -71,6 +86,11 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
                 ("policy/to_past", "distance to the past policy"),
                 ("gradient/rest", "gradient norm"),
                 ("gradient/all", "gradient norm"),
+                ("gradient/judges", "gradient norm, encoder and values"),
+                ("policy/action_error", "error of the action"),
+                ("explore/epsilon", "share of steps toward the goal, wanted"),
+                ("explore/goal_biased", "the same, done"),
+                ("explore/sigma", "noise on actions"),
             ],
             True,
         ),
@@ -78,7 +98,7 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
         for key, label in keys:
             x, y = series(key)
             if x:
-                axis.plot(x, y, lw=1.2, label=label, ls=":" if key == "critic/target" else "-")
+                axis.plot(x, y, lw=1.2, label=label, ls=":" if key.endswith("/target") else "-")
         if axis.lines:
             axis.legend(frameon=False)
             if log:

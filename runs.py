@@ -26,6 +26,7 @@ class Run:
     """A training on recorded data."""
 
     unit = "update"  # what its log counts in
+    curves = "training_curves.png"
 
     def __init__(self, cfg, checkpoint: Path | None = None):
         """checkpoint: continue it, exactly, in its own folder; else begin in a new one."""
@@ -43,6 +44,7 @@ class Run:
         self.agent = (
             None if checkpoint else system(cfg, self.world.spec, self.device)
         )  # its words about bad sizes come first
+        self.judged: list[tuple[str, str]] = []  # what is to be said of the last evaluation
         self.meter, self.scores = Meter(), []  # scores: (update or step, score or mean return) of every evaluation
         self.open(module)
         if checkpoint:
@@ -63,15 +65,17 @@ class Run:
         # what evaluations are called: a score, by the data's source, or "return" where there is no reference
         self.headline = utils.headline_name(self.world, identity.source)
         mean = identity.return_mean
-        self.behaviour_score = self.world.score(mean) if self.world.score else mean
         self.about = f"on {identity.name} ({identity.transitions:,} transitions)"
         self.origin = f"data        {identity.name}, {identity.transitions:,} transitions"
-        self.origin += f", mean {self.headline} {self.behaviour_score:.1f}"
+        self.behaviour_score = None  # of data without rewards
+        if mean is not None:
+            self.behaviour_score = self.world.score(mean) if self.world.score else mean
+            self.origin += f", mean {self.headline} {self.behaviour_score:.1f}"
 
     def prepare(self) -> dict:
         """What comes before the first update; returns what the log's head says of it."""
         self.agent.prepare(self.sampler)
-        return {"behaviour_score": self.behaviour_score}
+        return {} if self.behaviour_score is None else {"behaviour_score": self.behaviour_score}
 
     def begin(self) -> None:
         """A folder whose log opens with what the run is."""
@@ -130,7 +134,9 @@ class Run:
     def evaluate(self, episodes: int = 0) -> float:
         """Judge the agent as it is, draw the curves, keep it if it is the best so far. episodes 0: as configured"""
         cfg, world, episodes = self.cfg, self.world, episodes or self.cfg.num_eval_episodes
-        result = utils.evaluate(self.agent, world.make, episodes, cfg.eval_seed, outcome=world.outcome)
+        result = utils.evaluate(
+            self.agent, world.make, episodes, cfg.eval_seed, outcome=world.outcome, tasks=world.tasks
+        )
         row = utils.summary(result, world.score)
         self.log(self.now, row)
         score = utils.headline(row)
@@ -146,7 +152,7 @@ class Run:
         """The curves, out of the log."""
         unit = self.unit.replace("_", " ")
         title = f"{self.cfg.agent} on {self.data['name']}, seed {self.cfg.seed}, {self.now:,} {unit}s"
-        with records.replacing(self.folder / "training_curves.png") as picture:
+        with records.replacing(self.folder / self.curves) as picture:
             pictures.draw_curves(records.read_log(self.folder / "log.jsonl"), title, picture)
 
     def report(self) -> str:
@@ -154,13 +160,16 @@ class Run:
         folder, name, unit, lines = self.folder, self.headline, self.unit.replace("_", " "), [self.origin]
         if self.scores:
             (at, last), (best_at, best) = self.scores[-1], max(self.scores, key=lambda x: x[1])
-            lines.append(f"{name:<12}{last:.1f}  last, {unit} {at:,}, {self.episodes_at_last()} episodes")
+            lines.append(f"{name:<11} {last:.1f}  last, {unit} {at:,}, {self.episodes_at_last()} episodes")
             if len(self.scores) > 1:
                 lines.append(
                     f"best        {best:.1f}  of {len(self.scores)} evaluations, {unit} {best_at:,}; "
                     "picked, so flattering"
                 )
-            lines.append(f"curves      {folder / 'training_curves.png'}")
+            lines += [f"{label:<12}{text}" for label, text in self.judged]
+            if self.world.scale:
+                lines.append(f"scale       {self.world.scale}")
+            lines.append(f"curves      {folder / self.curves}")
         lines.append(f"checkpoint  {folder / 'last_checkpoint.pt'}")
         return "\n".join(lines)
 
@@ -173,19 +182,35 @@ class OnlineRun(Run):
 
     unit = "env_step"
 
+    def __init__(self, cfg, checkpoint: Path | None = None):
+        module = utils.system_of(cfg.agent)[0]
+        self.before = None  # the checkpoint's dictionary of what this agent goes on from, if it does
+        if hasattr(cfg, "init") and not checkpoint:
+            path = module.find_init(cfg)
+            self.before = utils.read_checkpoint(path)
+            cfg = module.adopt(cfg, self.before)
+            print(f"goes on from {path}, {self.before['updates']:,} updates")
+        if hasattr(cfg, "init"):
+            self.curves = "online_training_curves.png"
+        super().__init__(cfg, checkpoint)
+
     @property
     def now(self) -> int:
         return self.agent.steps
 
     def open(self, module) -> None:
         self.data = {"name": self.world.name, "source": "online"}
-        self.headline = "return"
+        if self.before:
+            self.data["before"] = self.before["run"]["data"]
+        self.headline = utils.headline_name(self.world, utils.source_of(self.data))
         self.envs = Envs(self.world.make, self.cfg.num_envs, self.seeds["env"], self.device)
-        self.about, self.origin, self.judged = f"in {self.world.name}", f"learned in  {self.world.name}", []
+        self.about, self.origin = f"in {self.world.name}", f"learned in  {self.world.name}"
 
     def prepare(self) -> dict:
+        if self.before:
+            self.agent.inherit(self.before["agent"])
         self.agent.gather(self.cfg.num_envs, self.seeds["data"])
-        self.memory = self.agent.reset(self.cfg.num_envs)
+        self.memory = self.agent.reset(self.cfg.num_envs, self.envs.goal)
         self.trivial = self.world.trivial() if self.world.trivial else {}
         return {"trivial": self.trivial}
 
@@ -196,7 +221,7 @@ class OnlineRun(Run):
         step, ended = envs.step(action)
         agent.observe(step)
         if ended:
-            self.memory = agent.restart(self.memory, step.terminated | step.truncated)
+            self.memory = agent.restart(self.memory, step.terminated | step.truncated, envs.goal)
         for episode in ended:
             self.log(self.now, self.row_of(episode))
         for batch in agent.lessons():
@@ -204,6 +229,8 @@ class OnlineRun(Run):
 
     def row_of(self, episode: Ended) -> dict:
         row = {"return": episode.total, "length": episode.length, "terminated": float(episode.terminated)}
+        if self.world.score:
+            row["score"] = self.world.score(episode.total)
         return {f"episode/{k}": v for k, v in row.items()}
 
     def source(self, name: str) -> dict:
@@ -221,19 +248,21 @@ class OnlineRun(Run):
             raise ValueError(
                 "this checkpoint was kept to be judged: resume from last_checkpoint.pt, or the run's folder"
             )
+        self.data = run["data"]
+        self.headline = utils.headline_name(self.world, utils.source_of(self.data))
         agent, n = self.agent, self.cfg.num_envs
         agent.gather(n, self.seeds["data"])
         agent.experience.load_state_dict(run["experience"])
-        memory, shape = pytree.tree_flatten(agent.reset(n))
+        memory, shape = pytree.tree_flatten(agent.reset(n, self.envs.goal))
         self.memory = pytree.tree_unflatten([x.to(y.device) for x, y in zip(run["memory"], memory)], shape)
         self.trivial = run["trivial"]
         lost = self.envs.load_state_dict(run["envs"])
         if lost.any():
             agent.forsake(lost)
-            self.memory = agent.restart(self.memory, lost)
+            self.memory = agent.restart(self.memory, lost, self.envs.goal)
 
     def report(self) -> str:
-        words = self.judged + utils.words_of_trivial(self.trivial)
+        words = utils.words_of_trivial(self.trivial)
         return "\n".join([super().report(), *(f"{label:<12}{text}" for label, text in words)])
 
     def episodes_at_last(self) -> int:

@@ -7,16 +7,13 @@ A judge is the agent in float64 without dropout. In float64 the actions that rea
 float32) do not depend on how many episodes share a forward pass, so one seed means one score, whatever the batch.
 """
 
-import importlib
 import json
 import logging
-import pickle
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -26,109 +23,14 @@ import tyro
 from torch.utils import _pytree as pytree
 
 import pictures
-from config import CONFIGS
-from d4rl_utils import SCORE_NAMES
+from checkpoints import FORMAT, SYSTEMS, config_of, load, read_checkpoint, save, system_of
+from d4rl_utils import SCORE_NAMES as D4RL_NAMES
 from machine import pick_device, versions
+from ogbench_utils import SCORE_NAMES as OGBENCH_NAMES
+from ogbench_utils import name_of, split_name
 from records import replacing
 
-FORMAT = 1  # of checkpoints; raise it when old ones cannot be woken any more
-SYSTEMS = {"bamba": ("agent", "Bamba")}  # name -> module and class; config.CONFIGS has the config class
-SYSTEMS |= dict.fromkeys(("dt", "dmamba", "dm"), ("decision", "Decision")) | {"dqn": ("dqn", "DQN")}
-
-
-def system_of(name: str) -> tuple:
-    """(module, agent class, config class) of a system; the module has `data` and `world`."""
-    module = importlib.import_module(SYSTEMS[name][0])
-    return module, getattr(module, SYSTEMS[name][1]), CONFIGS[name]
-
-
-# -- checkpoints ---------------------------------------------------------------------------------
-
-
-def save(path: Path, agent: torch.nn.Module, run: dict) -> None:
-    """All that waking needs: system, config, spec, tensors, optimisers, counter; `run`: what the trainer adds."""
-    optimisers = {k: v.state_dict() for k, v in vars(agent).items() if isinstance(v, torch.optim.Optimizer)}
-    part = {
-        "format": FORMAT,
-        "system": agent.cfg.agent,
-        "config": asdict(agent.cfg),
-        "spec": agent.spec._asdict(),
-        "updates": agent.updates,
-        "steps": getattr(agent, "steps", None),  # in environments, if it learns there
-        "agent": agent.state_dict(),
-        "optimisers": optimisers,
-        "versions": versions(),
-        "run": run,
-    }
-    with replacing(path) as file:
-        torch.save(part, file)
-
-
-def read_checkpoint(path: str | Path) -> dict:
-    """The checkpoint's dictionary, on the CPU. ValueError for what is missing, torn, foreign or too old."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / "last_checkpoint.pt"
-    if not path.is_file():
-        raise ValueError(f"no checkpoint at {path}; give a .pt file that trainer.py wrote, or its run folder")
-    try:
-        part = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-        UnicodeDecodeError,
-    ) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{path} is not a whole checkpoint of this project (torn, or of another program): {reason}"
-        ) from error
-    if not isinstance(part, dict) or "format" not in part or "system" not in part:
-        raise ValueError(f"{path} was not written by this project: it has no format and system in it")
-    if part["format"] != FORMAT:
-        raise ValueError(
-            f"{path} is of format {part['format']}, this version reads {FORMAT}: use the version that wrote it"
-        )
-    if part["system"] not in SYSTEMS:
-        raise ValueError(f"{path} holds a {part['system']!r}; this version knows {', '.join(SYSTEMS)}")
-    return part
-
-
-def config_of(part: dict, path: str | Path):
-    """The config in a checkpoint's dictionary. Settings younger than it take their defaults, with a log line.
-
-    ValueError if it has settings that this version does not know.
-    """
-    config, saved = CONFIGS[part["system"]], part["config"]
-    names = [f.name for f in fields(config)]
-    unknown, young = sorted(saved.keys() - set(names)), [n for n in names if n not in saved]
-    if unknown:
-        raise ValueError(f"{path} was written with settings that this version does not know: {', '.join(unknown)}")
-    if young:
-        logging.info(f"{path} is older than these settings, which take their defaults: {', '.join(young)}")
-    return config(**saved)
-
-
-def load(path: str | Path, device: torch.device | str = "cpu", **changes) -> tuple[torch.nn.Module, dict]:
-    """Wake an agent: (agent, the whole checkpoint). changes: of its config, in where it computes, not in what."""
-    part = read_checkpoint(path)
-    module, system, _ = system_of(part["system"])
-    cfg = config_of(part, path)
-    unknown = changes.keys() - {f.name for f in fields(cfg)}
-    if unknown:
-        raise ValueError(f"{path} holds a {part['system']}, which knows no {', '.join(sorted(unknown))}")
-    cfg = replace(cfg, device=str(device), **changes)
-    agent = system(cfg, module.Spec(**part["spec"]), device)
-    agent.load_state_dict(part["agent"])
-    for key, state in part["optimisers"].items():
-        getattr(agent, key).load_state_dict(state)
-    agent.updates = part["updates"]
-    if part.get("steps") is not None:
-        agent.steps = part["steps"]
-    return agent, part
+__all__ = ["FORMAT", "SYSTEMS", "config_of", "read_checkpoint", "save", "system_of"]  # so that `utils` is all one needs
 
 
 # -- evaluation ----------------------------------------------------------------------------------
@@ -141,6 +43,7 @@ class Episodes(NamedTuple):
     lengths: np.ndarray  # (n,)
     outcomes: dict[str, np.ndarray]  # how they ended, each (n,); empty if the world does not say
     actions: np.ndarray | None  # (A,) how often each was taken; None where they are not discrete
+    tasks: dict[str, np.ndarray]  # returns by task, each (episodes,); empty where there is one alone
 
 
 def judge_of(agent: torch.nn.Module) -> torch.nn.Module:
@@ -160,22 +63,30 @@ def evaluate(
     frames: list | None = None,
     goal=None,
     outcome: Callable | None = None,
+    tasks: tuple[str, ...] = (),
 ) -> Episodes:
-    """Play `episodes` episodes side by side, one environment each, episode i from seed + i; each counts exactly once.
+    """Play `episodes` episodes (of every task) side by side, one environment each; each counts exactly once.
 
-    Deterministic actions; one batched forward a step, over the episodes that still run.
-    frames: filled with the pictures of the first episode. goal: what the agent is asked for, if not what it is used to.
-    outcome: as in `agent.World`.
+    Episode i (of a task) begins from seed + i. Deterministic actions; one batched forward a step, over the episodes
+    that still run. frames: filled with the pictures of the first episode. goal: what the agent is asked for, if not
+    what it is used to; an environment whose reset says `info["goal"]` asks for that.
+    outcome, tasks: as in `agent.World`.
     """
     if episodes < 1:
         raise ValueError(f"{episodes} episodes cannot be averaged: take 1 or more")
     judge = judge_of(agent)
-    envs = [make_env("rgb_array" if frames is not None and i == 0 else None) for i in range(episodes)]
+    first = "rgb_array" if frames is not None else None  # the pictures are of one episode
+    kinds = [(task,) for task in tasks] or [()]
+    envs = [make_env(None if i else first, *kind) for kind in kinds for i in range(episodes)]
+    n = len(envs)
     as_tensor = lambda x: torch.as_tensor(x, dtype=torch.float64, device=judge.device)  # noqa: E731
-    state = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
-    returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
-    live, reward, memory = np.arange(episodes), np.zeros(episodes), judge.reset(episodes, goal)
-    ends, chosen = [{}] * episodes, []
+    state, infos = zip(*(env.reset(seed=seed + i % episodes) for i, env in enumerate(envs)))
+    state = np.stack(state)
+    if "goal" in infos[0]:
+        goal = as_tensor(np.stack([info["goal"] for info in infos]))
+    returns, lengths = np.zeros(n), np.zeros(n, dtype=np.int64)
+    live, reward, memory = np.arange(n), np.zeros(n), judge.reset(n, goal)
+    ends, chosen = [{}] * n, []
     while len(live):
         action, memory = judge.act(as_tensor(state), as_tensor(reward), memory)
         action = action.cpu().numpy()
@@ -202,7 +113,7 @@ def evaluate(
         env.close()
     outcomes = {k: np.array([end[k] for end in ends], dtype=float) for k in ends[0]}
     counts = np.bincount(np.concatenate(chosen), minlength=agent.spec.actions) if chosen else None
-    return Episodes(returns, lengths, outcomes, counts)
+    return Episodes(returns, lengths, outcomes, counts, dict(zip(tasks, returns.reshape(-1, episodes))))
 
 
 def summary(result: Episodes, score: Callable[[float], float] | None) -> dict[str, float]:
@@ -212,6 +123,7 @@ def summary(result: Episodes, score: Callable[[float], float] | None) -> dict[st
     """
     r = result.returns
     more = {f"eval/{k}": float(v.mean()) for k, v in result.outcomes.items()}
+    more |= {f"eval/{k}": score(float(v.mean())) if score else float(v.mean()) for k, v in result.tasks.items()}
     if result.actions is not None:
         more |= {f"eval/action_{i}": float(n / result.actions.sum()) for i, n in enumerate(result.actions)}
     scores = (
@@ -234,6 +146,9 @@ def summary(result: Episodes, score: Callable[[float], float] | None) -> dict[st
 def words_of(result: Episodes, world) -> list[tuple[str, str]]:
     """How the episodes ended and what was done in them, labels and words; nothing where that has no meaning."""
     lines = []
+    if result.tasks:
+        mean = world.score or float
+        lines.append(("tasks", ", ".join(f"{k} {mean(float(v.mean())):.1f}" for k, v in result.tasks.items())))
     if result.outcomes:
         lines.append(("ends", ", ".join(f"{k} {v.mean():.0%}" for k, v in result.outcomes.items())))
     if result.actions is not None:
@@ -255,7 +170,12 @@ def headline(row: dict[str, float]) -> float:
 
 def headline_name(world, source: str) -> str:
     """What that number is called after learning from data of this source: only D4RL's own give a "D4RL score"."""
-    return SCORE_NAMES[source] if world.score else "return"
+    return (D4RL_NAMES | OGBENCH_NAMES | {"online": "score"})[source] if world.score else "return"
+
+
+def source_of(data: dict) -> str:
+    """Where what an agent learned from came from; of one that went on from another's training, that one's."""
+    return data.get("before", data)["source"]
 
 
 # -- the verb ------------------------------------------------------------------------------------
@@ -295,6 +215,9 @@ def check_env(wanted: str, cfg, data: dict) -> None:
     That is its data's name or environment; with D4RL's names also hopper, hopper-medium, hopper-medium-v2 and -local.
     """
     own = {data["name"]} | (set() if data["source"] == "minari" else {cfg.env})
+    if source_of(data).startswith("ogbench"):
+        base = split_name(name_of(cfg)).base
+        own |= {cfg.dataset, base, f"{base}-v0", f"{base}-local"}
     if data["source"] in ("d4rl", "local"):
         base = data["name"].removesuffix("-v2").removesuffix("-local")
         own |= {base, f"{base}-v2", f"{base}-local", base.partition("-")[0]}
@@ -325,15 +248,18 @@ def judge(options: Judge) -> dict:
     frames = [] if options.video else None
     goals = options.target_return or (None,)
     start = time.time()
-    result = evaluate(agent, world.make, options.episodes, options.seed, frames, goals[0], world.outcome)
+    result = evaluate(agent, world.make, options.episodes, options.seed, frames, goals[0], world.outcome, world.tasks)
     seconds = time.time() - start
     row = summary(result, world.score)
-    name = headline_name(world, data["source"])
+    name = headline_name(world, source_of(data))
     using = ", ".join(f"{k} {v}" for k, v in versions().items())
     low, high = row["eval/return_min"], row["eval/return_max"]
     print(f"agent   {cfg.agent}, {part['updates']:,} updates")
     if data["source"] == "online":
         print(f"learned in {data['name']}, {part['steps']:,} environment steps")
+        if "before" in data:
+            before = data["before"]
+            print(f"after   {before['name']} ({before['source']}), {before['transitions']:,} transitions")
     else:
         known = f"{data['transitions']:,} transitions, SHA-256 {data['sha256'][:12]}"
         print(f"data    {data['name']} ({data['source']}), {known}")
@@ -374,6 +300,7 @@ def judge(options: Judge) -> dict:
             "versions": versions(),
             **row,
             "returns": result.returns.tolist(),
+            "tasks": {k: v.tolist() for k, v in result.tasks.items()},
             "lengths": result.lengths.tolist(),
             "trivial": part["run"].get("trivial"),
         }

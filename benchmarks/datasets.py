@@ -20,8 +20,9 @@ from common import ROOT, commit, facts, write
 
 import records
 from d4rl_utils import behaviour, read_hdf5
-from d4rl_utils.local import RECIPES, LocalDataError, cores, make_local
+from d4rl_utils.local import RECIPES, LocalDataError, make_local
 from d4rl_utils.names import BODIES, d4rl_score, split_name
+from workers import cores
 
 NAMES = [f"{env}-{kind}" for env in BODIES for kind in RECIPES]
 BEGIN, END = "<!-- python benchmarks/datasets.py writes from here -->", "<!-- to here -->"

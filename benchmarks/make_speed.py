@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 from common import write
 
+import workers
 from d4rl_utils import behaviour, local
 from d4rl_utils.behaviour import Policy
 from d4rl_utils.environment import make_env
@@ -111,7 +112,7 @@ def main() -> None:
         rows[env] = {"policy": "medium" if shipped.exists() else "untrained", **{k: round(v) for k, v in best.items()}}
         rows[env] |= {
             "ratio": round(best["ours_per_s"] / best["plain_per_s"], 2),
-            "ratio_by_cpu_time": round(local.cores() * best["ours_per_cpu_s"] / best["plain_per_cpu_s"], 2),
+            "ratio_by_cpu_time": round(workers.cores() * best["ours_per_cpu_s"] / best["plain_per_cpu_s"], 2),
             "share_of_mujoco_alone": round(best["ours_per_cpu_s"] / best["mujoco_alone_per_cpu_s"], 2),
         }
         print(env, rows[env], flush=True)
@@ -120,7 +121,7 @@ def main() -> None:
             "make_speed",
             {
                 "transitions": args.transitions,
-                "cores": local.cores(),
+                "cores": workers.cores(),
                 "rounds": args.rounds,
                 "load_before": load,
                 "bodies": rows,

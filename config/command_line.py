@@ -4,13 +4,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields, make_dataclass
 
-from config import bamba, decision, dqn
+from config import bamba, decision, dqn, opso
 from config.bamba import BambaConfig
 from config.decision import DMambaConfig, DMConfig, DTConfig
 from config.dqn import DQNConfig
+from config.opso import OPSOConfig, OPSOOnlineConfig
 
 CONFIGS = {"bamba": BambaConfig, "dt": DTConfig, "dmamba": DMambaConfig, "dm": DMConfig, "dqn": DQNConfig}
-PRESETS = bamba.PRESETS | decision.PRESETS | dqn.PRESETS
+CONFIGS |= {"opso": OPSOConfig, "opso_online": OPSOOnlineConfig}
+PRESETS = bamba.PRESETS | decision.PRESETS | dqn.PRESETS | opso.PRESETS
 WORLDS = {"dqn": dqn.WORLDS}  # agent -> environment -> where its settings start from
 
 

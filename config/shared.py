@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
-Agent = Literal["bamba", "dt", "dmamba", "dm", "dqn"]
+Agent = Literal["bamba", "dt", "dmamba", "dm", "dqn", "opso", "opso_online"]
 Preset = Literal["none", "quick", "small", "base", "upstream"]
 
 
@@ -166,15 +166,19 @@ AT_LEAST_0 = (
 AT_LEAST_0 += ("action_noise", "action_noise_clip", "beta_s", "beta_r", "learning_rate", "seed", "eval_seed")
 AT_LEAST_0 += ("w_a", "w_s", "w_r", "alpha_T", "eval_every", "save_every", "num_final_episodes", "learn_start")
 AT_LEAST_0 += ("td_clip", "per_alpha", "per_eps", "drift_coef")
+AT_LEAST_1 += ("proposal_steps", "schedule_episodes")
+AT_LEAST_0 += ("max_episodes", "random_steps", "beta_v", "beta_n", "beta_a", "nce_bank", "temperature", "max_weight")
+AT_LEAST_0 += ("lambda_q", "q_candidates", "focal_alpha", "focal_gamma", "sigma_start", "sigma_end")
+SHARES = ("expectile", "inverse_fraction", "goal_current", "goal_trajectory", "policy_trajectory", "offline_share")
 RANGES = dict.fromkeys(AT_LEAST_1, (1, None)) | dict.fromkeys(AT_LEAST_0, (0, None)) | {"gamma": (0, 1), "tau": (0, 1)}
-RANGES |= dict.fromkeys(("beta_cap", "eps_start", "eps_end", "per_beta"), (0, 1))
+RANGES |= dict.fromkeys(("beta_cap", "eps_start", "eps_end", "per_beta", *SHARES), (0, 1))
 
 
 def check_ranges(cfg) -> None:
     """ValueError for a number that makes no sense, with its range."""
     for f in fields(cfg):
         value, (low, high) = getattr(cfg, f.name), RANGES.get(f.name, (None, None))
-        if (low is not None and not value >= low) or (high is not None and not value <= high):
+        if value is not None and ((low is not None and not value >= low) or (high is not None and not value <= high)):
             wanted = f"at least {low}" if high is None else f"from {low} to {high}"
             raise ValueError(f"{f.name} = {value} makes no sense: take {wanted}")
 

@@ -5,11 +5,12 @@ import logging
 import sys
 from pathlib import Path
 
-from d4rl_utils.download import DownloadError, download
+from d4rl_utils.datasets import download
 from d4rl_utils.info import describe, plot
 from d4rl_utils.local import RECIPES, LocalDataError, local_levels, make_local
 from d4rl_utils.names import BODIES, REGISTRY, check_name, split_name
 from d4rl_utils.reader import read_hdf5
+from downloads import DownloadError
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 from d4rl_utils.choose import best_episodes, check_share
-from d4rl_utils.download import DownloadError, download
 from d4rl_utils.environment import time_limit
 from d4rl_utils.local import local_file, local_levels, local_names, make_local
 from d4rl_utils.names import BODIES, DIMS, REGISTRY, check_name, split_name, usual_transitions
 from d4rl_utils.reader import Dataset, read_hdf5
 from d4rl_utils.wanted import SOURCES, wanted
+from downloads import DownloadError, fetch
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,11 @@ def open_dataset(
         raise ValueError(f"{identity.file} has {dims} state and action dims; {env} has {DIMS[env]}.")
     log.debug("data: %s", identity)
     return dataset
+
+
+def download(name: str, dataset_dir: str | Path = "./datasets", **patience) -> Path:
+    """Bring D4RL's file `name` (`hopper-medium-v2`) into `dataset_dir` unless it is there; see `downloads.fetch`."""
+    return fetch(name, REGISTRY[name], dataset_dir, **patience)
 
 
 def _d4rl(name: str, dataset_dir: Path) -> Dataset:

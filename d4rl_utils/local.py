@@ -12,19 +12,13 @@ cut at its exact size: its last row gets a timeout.
 """
 
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from importlib.metadata import version
-from multiprocessing import resource_tracker
-from multiprocessing.connection import wait
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -32,9 +26,10 @@ import numpy as np
 from d4rl_utils import behaviour
 from d4rl_utils.behaviour import Policy
 from d4rl_utils.environment import IDS, MAX_EPISODE_STEPS
-from d4rl_utils.files import alone, sha256_of
 from d4rl_utils.lanes import Lanes
 from d4rl_utils.names import BODIES, DIMS, check_name, usual_transitions
+from files import alone, sha256_of
+from workers import cores, work_off
 
 # a dataset type -> the levels it consists of, in equal parts. A level is `random`, a policy `<env>-<level>.npz`, or
 # `ladder`, whose policies make equal parts one after another.
@@ -194,7 +189,7 @@ def _make(target: Path, attributes: dict, shards: list[Shard], workers: int | No
                 file.create_dataset(key, (n, *shape), dtype)
             with (
                 tqdm(total=n, desc=attributes["name"], unit_scale=True, disable=None) as bar,
-                closing(_rolled(shards, workers, bar.update)) as finished,
+                closing(work_off(roll, shards, workers, bar.update, _words)) as finished,
             ):
                 for shard, columns in finished:
                     for key, values in columns.items():
@@ -227,9 +222,8 @@ def _said_plainly(part: Path) -> Iterator[None]:
         ) from error
 
 
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _words(shard: Shard) -> str:
+    return f"the shard of row {shard.row}"
 
 
 def _columns(state_dim: int, action_dim: int) -> list[tuple[str, tuple[int, ...], type]]:
@@ -294,86 +288,3 @@ def roll(shard: Shard, progress: Callable[[int], object] = lambda n: None) -> di
     columns = {key: values.reshape(-1, *values.shape[2:])[rows[:steps]] for key, values in record.items()}
     columns["timeouts"][-1] = not columns["terminals"][-1]
     return columns
-
-
-# -- many shards, many processes --------------------------------------------------------------------------------------
-
-
-def _rolled(shards: list[Shard], workers: int, progress: Callable[[int], object]) -> Iterator[tuple[Shard, dict]]:
-    """Shards as they are finished, in any order. However this ends, the workers end with it."""
-    context = multiprocessing.get_context("spawn")
-    waiting, under_way, crew = list(reversed(shards)), {}, []
-    try:
-        with _starting_workers():
-            for _ in range(workers):
-                pipe, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(theirs,), daemon=True)
-                process.start()
-                crew.append(process)
-                theirs.close()
-                under_way[pipe] = waiting.pop()
-                with _a_death_told(under_way[pipe]):
-                    pipe.send(under_way[pipe])
-        while under_way:
-            for pipe in wait(list(under_way)):
-                with _a_death_told(under_way[pipe]):
-                    message = pipe.recv()
-                if isinstance(message, int):
-                    progress(message)
-                    continue
-                done = under_way.pop(pipe)
-                if waiting:
-                    under_way[pipe] = waiting.pop()
-                    with _a_death_told(under_way[pipe]):
-                        pipe.send(under_way[pipe])
-                yield done, message
-    finally:
-        for process in crew:
-            process.terminate()
-            process.join()
-
-
-@contextmanager
-def _a_death_told(shard: Shard) -> Iterator[None]:
-    """A pipe whose other end is gone, while reading or writing, means that its worker died."""
-    try:
-        yield
-    except (EOFError, ConnectionError):
-        raise ChildProcessError(
-            f"a worker died at the shard of row {shard.row}, so no file was made. Its own words are above; "
-            "without any, it was killed, perhaps for want of memory: try fewer workers."
-        ) from None
-
-
-def _work(pipe) -> None:
-    """A worker's life: shards in, progress and columns out, until the other end of the pipe is gone."""
-    try:
-        while True:
-            pipe.send(roll(pipe.recv(), pipe.send))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
-
-
-@contextmanager
-def _starting_workers() -> Iterator[None]:
-    """Processes started here have one BLAS thread, as they share the cores already, and leave Ctrl-C to the parent.
-
-    They do not import the program that started them either: a trainer's PyTorch would cost each a second.
-    """
-    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    before, main = {name: os.environ.get(name) for name in names}, sys.modules["__main__"]
-    os.environ.update(dict.fromkeys(names, "1"))
-    if hasattr(signal, "pthread_sigmask"):  # children inherit the mask
-        resource_tracker.ensure_running()  # else the first child would start it, and it unmasks SIGINT
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    sys.modules["__main__"] = ModuleType("__main__")  # where multiprocessing looks for what to import
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
-        if hasattr(signal, "pthread_sigmask"):  # last: a Ctrl-C that came meanwhile may raise here
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -2,7 +2,8 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import NamedTuple
+
+from downloads import Entry
 
 BODIES = ("hopper", "walker2d", "halfcheetah", "ant")
 DATASET_TYPES = ("random", "medium", "medium-replay", "medium-expert", "expert", "full-replay")
@@ -29,15 +30,6 @@ SERVERS = (
     "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/",
     "https://huggingface.co/datasets/imone/D4RL/resolve/main/",
 )
-
-
-class Entry(NamedTuple):
-    """One file of D4RL."""
-
-    size: int  # bytes
-    sha256: str
-    file: str
-    urls: tuple[str, ...]  # the authors' server first, then a mirror
 
 
 # fmt: off
@@ -73,7 +65,7 @@ _SIZE_AND_SHA256 = {
 def _entry(name: str, size: int, sha256: str) -> Entry:
     body, kind = name.split("-", 1)
     file = f"{body}_{kind.replace('-', '_')}-v2.hdf5"
-    return Entry(size, sha256, file, tuple(server + file for server in SERVERS))
+    return Entry(size, sha256, file, tuple(server + file for server in SERVERS), "D4RL")
 
 
 # "hopper-medium-v2" -> its file

@@ -28,8 +28,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d4rl_utils.files import alone, sha256_of
 from d4rl_utils.names import DIMS, REGISTRY
+from files import alone, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Identity:
     sha256: str  # of the file, or of Minari's files
     transitions: int
     episodes: int  # cut ones included
-    return_mean: float  # over these episodes
+    return_mean: float | None  # over these episodes; None where no reward was recorded
 
 
 class Dataset(NamedTuple):

@@ -44,6 +44,25 @@ def hopper_file(tmp_path_factory) -> Path:
     return path
 
 
+def write_npz(path: Path, lengths, states: int = 2, actions: int = 2) -> Path:
+    """A random walk in OGBench's layout: episodes of so many rows, in a maze's sizes."""
+    rng, rows = np.random.default_rng(len(lengths)), sum(lengths)
+    moves = rng.uniform(-1, 1, (rows, actions)).astype(np.float32)
+    walk = rng.normal(size=(rows, states)).astype(np.float32)
+    walk[:, :2] = 0.3 * np.cumsum(moves[:, :2] * 1.0, 0)
+    ends = np.zeros(rows, bool)
+    ends[np.cumsum(lengths) - 1] = True
+    place = {"qpos": walk[:, : (states + 1) // 2], "qvel": walk[:, (states + 1) // 2 :]}
+    np.savez_compressed(path, observations=walk, actions=moves, terminals=ends, **place)
+    return path
+
+
+@pytest.fixture(scope="session")
+def maze_file(tmp_path_factory) -> Path:
+    """Six short episodes of a point's random walk."""
+    return write_npz(tmp_path_factory.mktemp("maze") / "walk.npz", [12, 13, 14, 15, 16, 17])
+
+
 class Clock:
     """Emits its step number, pays 1 a step, ends after `length` steps. What an agent saw of it, and for how long, is
     plain.

@@ -13,9 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from d4rl_utils import download as module
-from d4rl_utils.download import DownloadError, download
+import downloads as module
+from d4rl_utils.datasets import download
 from d4rl_utils.names import REGISTRY
+from downloads import DownloadError
 
 NAME = "hopper-medium-v2"
 BODY = bytes(i * 7 % 251 for i in range(100_000))

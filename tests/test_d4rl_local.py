@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+import workers
 from d4rl_utils import BODIES, behaviour, local, read_hdf5
 from d4rl_utils.behaviour import Policy
 from d4rl_utils.environment import make_env
@@ -261,7 +262,7 @@ def test_workers_start_with_one_blas_thread_and_deaf_to_ctrl_c(monkeypatch):
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     code = "import os, signal; print(os.environ['OMP_NUM_THREADS'], os.environ['OPENBLAS_NUM_THREADS'], end=' '); "
     code += "signal.raise_signal(signal.SIGINT); print('still here')"
-    with pytest.raises(ZeroDivisionError), local._starting_workers():
+    with pytest.raises(ZeroDivisionError), workers.starting_workers():
         child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         raise ZeroDivisionError
     assert child.stdout.strip() == "1 1 still here"

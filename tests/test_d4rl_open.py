@@ -14,11 +14,11 @@ from test_d4rl_reader import write
 from config import BambaConfig, parse
 from d4rl_utils import Identity, datasets, open_data, open_dataset
 from d4rl_utils.__main__ import main
-from d4rl_utils.download import DownloadError
 from d4rl_utils.info import histogram
 from d4rl_utils.local import LocalDataError, local_levels
 from d4rl_utils.names import REGISTRY
 from d4rl_utils.wanted import wanted
+from downloads import DownloadError
 
 pytest.importorskip("mujoco")
 

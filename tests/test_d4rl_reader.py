@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d4rl_utils import reader
-from d4rl_utils.files import sha256_of
 from d4rl_utils.reader import episode_returns, read_hdf5
+from files import sha256_of
 
 
 def stops_of(episodes):

@@ -12,21 +12,24 @@ from conftest import ROOT
 from config import CONFIGS, parse, readme_table
 
 FLOORS = [
-    {"config", "machine", "records"},
-    {"scan", "learn", "memory"},
+    {"config", "machine", "records", "files"},
+    {"scan", "learn", "memory", "downloads", "workers"},
     {"mamba", "replay", "envs"},
     {"grained", "mixers"},
     {"model"},
     {"d4rl_utils"},
+    {"ogbench_utils"},
     {"agent", "discrete"},
-    {"decision", "dqn"},
-    {"pictures"},
+    {"decision", "dqn", "opso"},
+    {"pictures", "checkpoints"},
     {"utils"},
     {"runs"},
     {"trainer"},
+    {"offline_trainer", "online_trainer"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
-FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("config/*.py"), *ROOT.glob("d4rl_utils/*.py")])
+PACKAGES = ("config", "d4rl_utils", "ogbench_utils", "opso")
+FILES = sorted([*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))])
 
 
 def imports_of(path) -> set[str]:
@@ -56,10 +59,10 @@ def test_importing_an_agent_needs_torch_and_numpy_alone():
 import sys
 class Wall:
     def find_spec(self, name, path=None, target=None):
-        if name in {"gymnasium", "mujoco", "h5py", "tyro", "tqdm", "matplotlib", "tensorboard", "imageio_ffmpeg"}:
+        if name in {"gymnasium", "mujoco", "ogbench", "h5py", "tyro", "tqdm", "matplotlib", "tensorboard"}:
             raise ImportError(f"{name} was imported")
 sys.meta_path.insert(0, Wall())
-import agent, decision, dqn, replay
+import agent, decision, dqn, opso, opso.online, replay
 """
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -1,4 +1,4 @@
-"""D4RL's files over HTTP: two servers, resumed after a cut, checked, and in place only when whole."""
+"""Files over HTTP: from the first server that has them, resumed after a cut, checked, and in place only when whole."""
 
 import errno
 import http.client
@@ -8,11 +8,21 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from d4rl_utils.files import alone, sha256_of
-from d4rl_utils.names import REGISTRY, Entry
+from files import alone, sha256_of
 
 BLOCK = 1 << 18
+
+
+class Entry(NamedTuple):
+    """One file of a collection."""
+
+    size: int  # bytes; 0: not known before a server says it
+    sha256: str  # ""  not known: then the size alone is checked
+    file: str
+    urls: tuple[str, ...]  # the authors' server first, then mirrors
+    owner: str  # whose file it is: "D4RL"
 
 
 class DownloadError(OSError):
@@ -27,15 +37,16 @@ class _GiveUp(Exception):
     """This server will not give the file, however often it is asked."""
 
 
-def download(
+def fetch(
     name: str,
-    dataset_dir: str | Path = "./datasets",
+    entry: Entry,
+    dataset_dir: str | Path,
     *,
     attempts: int = 5,
     timeout: float = 10.0,
     backoff: Callable[[int], float] = lambda failures: min(2.0**failures, 30.0),
 ) -> Path:
-    """Bring D4RL's file `name` (e.g. `hopper-medium-v2`) into `dataset_dir` unless it is there; returns its path.
+    """Bring the file of `entry` into `dataset_dir` unless it is there; returns its path. name: what people call it.
 
     attempts: consecutive failures without a new byte after which a server is given up; timeout: seconds without a byte
     after which a connection counts as cut; backoff: failures so far -> seconds to wait. A server that cannot be
@@ -43,7 +54,6 @@ def download(
     time.
     Raises DownloadError, and OSError if the disk is too small.
     """
-    entry = REGISTRY[name]
     target = Path(dataset_dir) / entry.file
     target.parent.mkdir(parents=True, exist_ok=True)
     with alone(target):
@@ -60,7 +70,7 @@ def _bring(
     part = target.with_name(target.name + ".part")
     _check_space(target, entry.size - _size(part))
     reasons = []
-    with tqdm(total=entry.size, initial=_size(part), unit="B", unit_scale=True, desc=name, disable=None) as bar:
+    with tqdm(total=entry.size or None, initial=_size(part), unit="B", unit_scale=True, desc=name, disable=None) as bar:
         for url in entry.urls:
             try:
                 _fetch_whole(url, entry, part, bar, attempts, timeout, backoff)
@@ -69,12 +79,13 @@ def _bring(
                 continue
             part.replace(target)
             return
+    size = f" ({entry.size / 1e6:.1f} MB)" if entry.size else ""
     raise DownloadError(
         "\n".join(
             [f"{name} could not be downloaded:"]
             + reasons
             + [
-                f"By hand: fetch one of these addresses ({entry.size / 1e6:.1f} MB) on any machine and save it as",
+                f"By hand: fetch one of these addresses{size} on any machine and save it as",
                 f"  {target}",
                 "or point --dataset_dir at a folder that has it. The same command tries again, from where it stopped.",
             ]
@@ -84,11 +95,11 @@ def _bring(
 
 def _fetch_whole(url, entry: Entry, part: Path, bar, attempts: int, timeout: float, backoff) -> None:
     """Ask `url` until `part` is the whole, checked file; _GiveUp with the reason otherwise."""
-    inherited, most, failures = _size(part) > 0, _size(part), 0
+    inherited, most, failures, size = _size(part) > 0, _size(part), 0, entry.size
     while True:
         try:
-            if _size(part) < entry.size:
-                _fetch(url, entry, part, bar, timeout)
+            if not size or _size(part) < size:
+                size = _fetch(url, entry, part, bar, timeout)
         except _Retry as reason:
             # a server that starts from zero every time and is cut at the same place makes no progress
             most, failures = (_size(part), 1) if _size(part) > most else (most, failures + 1)
@@ -98,36 +109,42 @@ def _fetch_whole(url, entry: Entry, part: Path, bar, attempts: int, timeout: flo
             continue
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                raise _disk_full(part, entry.size - _size(part)) from error
+                raise _disk_full(part, size - _size(part)) from error
             raise
         found = sha256_of(part)
-        if found == entry.sha256:
+        if found == (entry.sha256 or found):
             return
         part.unlink()
         if not inherited:
-            raise _GiveUp(f"sent another file: its SHA-256 is {found}, D4RL's is {entry.sha256}; it was removed")
+            raise _GiveUp(
+                f"sent another file: its SHA-256 is {found}, {entry.owner}'s is {entry.sha256}; it was removed"
+            )
         inherited, most = False, 0  # the half that an earlier process left was bad: once more from the start
 
 
-def _fetch(url: str, entry: Entry, part: Path, bar, timeout: float) -> None:
-    """One connection: append to `part` what comes, until it is `entry.size` long."""
+def _fetch(url: str, entry: Entry, part: Path, bar, timeout: float) -> int:
+    """One connection: append to `part` what comes, until it is whole. Returns how long that is."""
     have = _size(part)
     with _connect(url, part, have, timeout) as answer:
         if answer.status == 200:  # from the start, whatever was asked
             have = 0
         length = answer.headers["Content-Length"]
-        if length and int(length) + have != entry.size:
-            raise _GiveUp(f"offers {int(length) + have} bytes where D4RL's file has {entry.size}")
-        bar.n = have
+        size = entry.size or (int(length) + have if length else 0)
+        if not size:
+            raise _GiveUp("does not say how long the file is, so a cut one could not be told from a whole one")
+        if length and int(length) + have != size:
+            raise _GiveUp(f"offers {int(length) + have} bytes where {entry.owner}'s file has {size}")
+        bar.total, bar.n = size, have
         with open(part, "ab" if have else "wb") as f:
             for block in _blocks(answer, timeout):
                 have += len(block)
-                if have > entry.size:
-                    raise _GiveUp(f"sends more than the {entry.size} bytes of D4RL's file")
+                if have > size:
+                    raise _GiveUp(f"sends more than the {size} bytes of {entry.owner}'s file")
                 f.write(block)
                 bar.update(len(block))
-    if have < entry.size:
-        raise _Retry(f"cut at {have} of {entry.size} bytes")
+    if have < size:
+        raise _Retry(f"cut at {have} of {size} bytes")
+    return size
 
 
 def _connect(url: str, part: Path, have: int, timeout: float):

@@ -1,4 +1,4 @@
-"""Two small things about files that the reader, the downloader and the maker of local data share."""
+"""Two small things about files that readers, the downloader and the makers of local data share."""
 
 import hashlib
 import sys

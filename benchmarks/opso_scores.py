@@ -1,0 +1,186 @@
+"""OPSO on OGBench's point maze: success by task for f = 1, for f = 0 with its second phase, ablations, baselines.
+
+    python -m ogbench_utils make pointmaze-medium-navigate
+    python benchmarks/opso_scores.py pointmaze --dataset_dir datasets [--jobs 2] [--rows "OPSO, f = 1" ...]
+
+Every run is one process on one CPU thread; an interrupted run is resumed, a finished one is not repeated, and the
+table is made of the runs that are finished. The last checkpoint is judged over 50 episodes a task. The data are
+rolled out on this machine by OGBench's own controller, so rows are compared with each other, and with the published
+ones (which learned from OGBench's file, for a million updates of 1,024 transitions) only as a landmark. The baselines
+are made of the same parts: GCBC clones toward goals, GCIVL-style weighs the cloning by the advantage of V; neither
+proposes latents.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import ROOT, write
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scores import judge, train
+
+import records
+import utils
+from ogbench_utils import TASKS, make_task
+
+COMMON = ["--preset", "small", "--threads", "1", "--no_tensorboard", "--device", "cpu"]
+FLAT = ["--proposer", "none", "--proposal_steps", "1", "--no_value_leap", "--temperature"]
+ROWS = {
+    "OPSO, f = 1": [],
+    "no expectile (least squares)": ["--expectile", "0.5"],
+    "no InfoNCE": ["--beta_n", "0"],
+    "with alignment": ["--beta_a", "0.05"],
+    "no leaps of V (Q alone)": ["--no_value_leap"],
+    "one step ahead, not weighed (published)": [
+        *("--proposal_steps", "1", "--temperature", "0", "--no_weigh_inverse", "--no_value_leap"),
+    ],
+    "GCIVL-style: no proposer": [*FLAT, "10"],
+    "GCBC: no proposer, no values": [*FLAT, "0"],
+}
+SECOND = "OPSO, f = 0, then its own steps"
+PUBLISHED = {
+    "GCBC": 9,
+    "GCIVL": 63,
+    "GCIQL": 53,
+    "QRL": 82,
+    "CRL": 29,
+    "HIQL": 79,
+}  # OGBench, pointmaze-medium-navigate
+
+
+def run(row: str, seed: int, out: Path, common: list[str], episodes: int, online: list[str]) -> dict:
+    """Train (both phases, if the row has two) and judge."""
+    began, tag = time.time(), "".join(c if c.isalnum() else "-" for c in row)
+    flags = [*common, "--seed", str(seed)]
+    if row == SECOND:
+        first = train(
+            ["--agent", "opso", *flags, "--inverse_data", "online", "--eval_freq", "0"], out / f"first-s{seed}"
+        )
+        init = ["--init", str(first / "last_checkpoint.pt")]
+        folder = train(["--agent", "opso_online", *flags, *init, *online], out / f"{tag}-s{seed}")
+    else:
+        folder = train(["--agent", "opso", *flags, *ROWS[row]], out / f"{tag}-s{seed}")
+    result = judge(folder, episodes)
+    tasks = {k: round(100 * statistics.mean(v), 1) for k, v in result["tasks"].items()}
+    print(f"{row}, seed {seed}: {result['eval/score']:.1f} {tasks} ({time.time() - began:.0f} s)", flush=True)
+    return {"row": row, "seed": seed, "folder": folder, "result": result, "tasks": tasks}
+
+
+def draw_ways(folder: Path, path: Path, episodes: int = 8) -> None:
+    """Where the agent went in each task, on the maze: ways that arrived in colour, others in grey."""
+    agent, _ = utils.load(folder / "last_checkpoint.pt", compile=False, cuda_graphs=False)
+    judge_, name = utils.judge_of(agent), agent.cfg.dataset
+    words = utils.split_name(utils.name_of(agent.cfg))
+    figure = Figure(figsize=(3.2 * len(TASKS), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, task in zip(figure.subplots(1, len(TASKS)), TASKS):
+        for seed in range(3_000_000, 3_000_000 + episodes):
+            env = make_task(words.environment, task)
+            state, info = env.reset(seed=seed)
+            memory = judge_.reset(1, torch.as_tensor(info["goal"])[None])
+            way, over, cut = [state[:2]], False, False
+            while not (over or cut):
+                action, memory = judge_.act(torch.as_tensor(state)[None], None, memory)
+                state, _, over, cut, _ = env.step(action[0].numpy().astype(np.float32))
+                way.append(state[:2])
+            axis.plot(*zip(*way), color="C0" if over else "0.7", lw=0.9, zorder=2 if over else 1)
+            axis.plot(*info["goal"][:2], "*", color="C3", ms=9, zorder=3)
+        maze = env.env.unwrapped.maze_map
+        axis.imshow(maze, cmap="Greys", alpha=0.35, extent=(-6, 4 * maze.shape[1] - 6, 4 * maze.shape[0] - 6, -6))
+        axis.set(title=task, xticks=[], yticks=[])
+        axis.invert_yaxis()
+        env.close()
+    figure.suptitle(f"{name}: {episodes} episodes a task; blue arrived")
+    with records.replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110)
+
+
+def draw_curves(done: list[dict], path: Path) -> None:
+    """Success against updates, mean over seeds, of the rows with evaluations."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for i, row in enumerate(dict.fromkeys(d["row"] for d in done)):
+        logs = [records.read_log(d["folder"] / "log.jsonl") for d in done if d["row"] == row]
+        points = [
+            [(r.get("update", r.get("env_step")), r["eval/score"]) for r in log if "eval/score" in r] for log in logs
+        ]
+        if row == SECOND or not all(points):
+            continue
+        updates, scores = [u for u, _ in points[0]], [[s for _, s in p] for p in points]
+        axis.plot(updates, [statistics.mean(s) for s in zip(*scores)], color=f"C{i}", label=f"{row} ({len(logs)})")
+    for name, color in (("HIQL", "0.3"), ("GCIVL", "0.6")):
+        axis.axhline(PUBLISHED[name], color=color, ls="--", lw=1, label=f"{name}, published {PUBLISHED[name]}")
+    axis.set(xlabel="updates", ylabel="success, %", ylim=(0, 100))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    axis.grid(alpha=0.25)
+    with records.replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=["pointmaze"])
+    parser.add_argument("--dataset", default="pointmaze-medium-navigate-local")
+    parser.add_argument("--dataset_dir", default="datasets")
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "scores" / "opso")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--episodes", type=int, default=50, help="a task")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, SECOND], default=[*ROWS, SECOND])
+    parser.add_argument("--num_epochs", type=int, default=60, help="of 500 updates")
+    parser.add_argument("--env_steps", type=int, default=200_000, help="of the second phase")
+    parser.add_argument("--flags", nargs="*", default=[], help="more, for every run, e.g. --flags=--compile")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    data = ["--dataset", args.dataset, "--dataset_dir", str(Path(args.dataset_dir).resolve())]
+    common = [*COMMON, *data, *args.flags]
+    online = ["--env_steps", str(args.env_steps)]
+
+    def job(row: str, seed: int) -> dict:
+        flags = common if row == SECOND else [*common, "--num_epochs", str(args.num_epochs)]
+        return run(row, seed, args.out, flags, args.episodes, online)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        done = [j.result() for j in [pool.submit(job, row, seed) for seed in args.seeds for row in args.rows]]
+    table = {}
+    for row in args.rows:
+        mine = [d for d in done if d["row"] == row]
+        scores = [d["result"]["eval/score"] for d in mine]
+        rates = [
+            r["updates_per_s"]
+            for d in mine
+            for r in records.read_log(d["folder"] / "log.jsonl")
+            if "updates_per_s" in r
+        ]
+        table[row] = {
+            "flags": ROWS.get(row, ["--inverse_data", "online"]),
+            "f": 0.0 if row == SECOND else 1.0,
+            "seeds": [d["seed"] for d in mine],
+            "updates": mine[0]["result"]["updates"],
+            "success_mean": round(statistics.mean(scores), 1),
+            "success_std_over_seeds": round(statistics.stdev(scores), 1) if len(scores) > 1 else None,
+            "success_by_seed": [round(s, 1) for s in scores],
+            "by_task": {t: round(statistics.mean(d["tasks"][t] for d in mine), 1) for t in TASKS},
+            "updates_per_s": round(statistics.median(rates), 1),
+        }
+        mean, std = table[row]["success_mean"], table[row]["success_std_over_seeds"]
+        print(f"{row:44} {mean:5.1f} ± {std}  {table[row]['by_task']}")
+    print("published, on OGBench's own file: " + ", ".join(f"{k} {v}" for k, v in PUBLISHED.items()))
+    best = max(done, key=lambda d: d["result"]["eval/score"])
+    draw_curves(done, ROOT / "benchmarks" / "opso_pointmaze.png")
+    draw_ways(best["folder"], ROOT / "benchmarks" / "opso_ways.png")
+    head = json.loads((best["folder"] / "config.json").read_text())
+    result = {"data": head["data"], "episodes_a_task": args.episodes, "rows": table, "published": PUBLISHED}
+    print(write("opso_pointmaze", result))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

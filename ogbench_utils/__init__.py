@@ -1,0 +1,11 @@
+"""OGBench's mazes: names, downloads, files -> segments with goals, the five tasks, local data of the point mazes."""
+
+from ogbench_utils.datasets import get, name_of, open_data
+from ogbench_utils.environment import TASKS, make_maze, make_task
+from ogbench_utils.local import can_make, make_local
+from ogbench_utils.names import DATASETS, SCORE_NAMES, TOLERANCE, split_name
+from ogbench_utils.reader import Dataset, Episodes, read_npz, tolerance_of
+
+__all__ = ["DATASETS", "SCORE_NAMES", "TASKS", "TOLERANCE", "Dataset", "Episodes"]
+__all__ += ["can_make", "get", "make_local", "make_maze", "make_task", "name_of", "open_data", "read_npz"]
+__all__ += ["split_name", "tolerance_of"]

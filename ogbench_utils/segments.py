@@ -1,0 +1,211 @@
+"""Recorded episodes -> batches of segments, each step of them with goals.
+
+A segment is a stretch of T + K rows of one episode that may start at any of its transitions. A causal encoder reads
+it once; its output in place j is the latent of a history of j + 1 states, so every one of the first T places is a
+training example, and short histories, which are all that there is early in an episode, are among them. Behind an
+episode's end its last row repeats: a causal encoder's outputs at real places do not see what stands behind them.
+
+Goals are drawn as OGBench draws them: the next state, one of the same episode's future (near ones more often, by the
+discount, for values; all alike for the policy), or any state of the data. A goal is reached when the next place (x, y)
+lies within the environment's tolerance of it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Segments(NamedTuple):
+    """A batch. B segments, T trained places, L = T + K rows, S state, A action. Raw units."""
+
+    states: Tensor  # (B, L, S)
+    actions: Tensor  # (B, T, A)
+    rows: Tensor  # (B, L) long  in the data; behind an episode's end its last row again
+    mask: Tensor  # (B, T)  1 where a transition stands, 0 behind the episode's end
+    ahead: Tensor  # (B, T) long  the place that lies K steps on, or at the episode's end if that is nearer
+    value_goals: Tensor  # (B, T, S)
+    reached: Tensor  # (B, T)  1 where the next state is at the value goal
+    future: Tensor  # (B, T)  1 where the value goal is a later state of the same episode
+    policy_goals: Tensor  # (B, T, S)
+    labelled: Tensor  # (B,)  1 where the actions may be used
+
+
+class Goals(NamedTuple):
+    """How goals are drawn: shares of the value's, and of the policy's."""
+
+    current: float  # the next state
+    trajectory: float  # a future state of the episode, Geometric(1 - gamma) steps on; the rest: any row
+    policy_trajectory: float  # a future state, uniform; the rest: any row
+    gamma: float
+    tolerance: float  # of (x, y)
+
+
+class Rows:
+    """Episodes of rows, one after another on one device, sampled as segments; every transition is as likely a start.
+
+    What a kind of rows must have: `states` (R, S), `actions` (R, A), `last` (R,) the row in which a row's episode ends,
+    `chosen` (R,) 1 where actions may be used, `starts` the rows with a transition, `known` those that are states of the
+    data at all.
+    """
+
+    def __init__(self, t: int, k: int, goals: Goals, device: torch.device | str, seed: int):
+        self.t, self.k, self.goals = t, k, goals
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def sample(self, b: int) -> Segments:
+        """B segments, drawn with replacement. No host synchronisation."""
+        return self.at(self.starts.index_select(0, self.below(len(self.starts), (b,))))
+
+    def at(self, starts: Tensor) -> Segments:
+        """The segments that start in rows (B,), with goals drawn for them."""
+        t, k, goals, device = self.t, self.k, self.goals, starts.device
+        last = self.last.index_select(0, starts)[:, None]
+        rows = torch.minimum(starts[:, None] + torch.arange(t + k, device=device), last)
+        here, after = rows[:, :t], rows[:, 1 : t + 1]
+        mask = here < last
+        ahead = torch.minimum(torch.arange(k, t + k, device=device)[None], last - starts[:, None])
+
+        u, kind = self.uniform(here.shape), self.uniform(here.shape)
+        leap = (u.log() / np.log(goals.gamma)).floor().long() + 1  # Geometric(1 - gamma), from 1
+        value_rows = torch.minimum(here + leap, last)
+        value_rows = torch.where(kind < goals.current, after, value_rows)
+        anywhere = kind >= goals.current + goals.trajectory
+        value_rows = torch.where(anywhere, self.any_row(here.shape), value_rows)
+        u = self.uniform(here.shape)
+        policy_rows = after + (u * (last - after + 1)).long()
+        anywhere_policy = self.uniform(here.shape) >= goals.policy_trajectory
+        policy_rows = torch.where(anywhere_policy, self.any_row(here.shape), torch.minimum(policy_rows, last))
+
+        take = lambda table, places: table.index_select(0, places.flatten()).unflatten(0, places.shape)  # noqa: E731
+        states, value_goals = take(self.states, rows), take(self.states, value_rows)
+        near = (states[:, 1 : t + 1, :2] - value_goals[..., :2]).square().sum(-1) <= goals.tolerance**2
+        return Segments(
+            states,
+            take(self.actions, here),
+            rows,
+            mask.float(),
+            ahead,
+            value_goals,
+            near.float(),
+            (~anywhere).float(),
+            take(self.states, policy_rows),
+            self.chosen.index_select(0, starts),
+        )
+
+    def uniform(self, shape: tuple) -> Tensor:
+        """In (0, 1]."""
+        return 1 - torch.rand(shape, device=self.last.device, generator=self.generator)
+
+    def any_row(self, shape: tuple) -> Tensor:
+        return self.known[self.below(len(self.known), shape)]
+
+    def below(self, n: int, shape: tuple) -> Tensor:
+        return torch.randint(n, shape, device=self.last.device, generator=self.generator)
+
+    def state_dict(self) -> dict:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.generator.set_state(state["generator"].cpu())
+
+
+class Recorded(Rows):
+    """The episodes of a data set. states (R, S), actions (R, A), ends (E,): as in `reader.Episodes`.
+
+    seed: of the sampler's own generator. labelled: share of the episodes whose actions may be used, the same ones for
+    one `label_seed`.
+    """
+
+    def __init__(
+        self,
+        episodes,
+        t: int,
+        k: int,
+        goals: Goals,
+        device: torch.device | str,
+        seed: int,
+        labelled: float = 1.0,
+        label_seed: int = 0,
+    ):
+        super().__init__(t, k, goals, device, seed)
+        self.states = torch.from_numpy(episodes.states).to(device)
+        self.actions = torch.from_numpy(episodes.actions).to(device)
+        ends = torch.from_numpy(np.ascontiguousarray(episodes.ends))
+        lengths = ends.diff(prepend=ends.new_full((1,), -1))  # in rows
+        chosen = torch.zeros(len(ends))
+        order = torch.randperm(len(ends), generator=torch.Generator().manual_seed(label_seed))
+        chosen[order[: round(labelled * len(ends))]] = 1.0
+        number = torch.arange(len(ends)).repeat_interleave(lengths)
+        self.last, self.chosen = ends[number].to(device), chosen[number].to(device)
+        self.known = torch.arange(len(self.last), device=device)
+        self.starts = (self.known != self.last).nonzero().squeeze(1)
+
+
+class Lived(Rows):
+    """Episodes of one's own, the oldest forgotten when there is no more room. All of them show their actions.
+
+    An episode comes in whole when it is over, so that goals may lie anywhere ahead in it.
+    """
+
+    def __init__(self, room: int, n: int, state: int, action: int, t, k, goals: Goals, device, seed: int):
+        """room: rows; n: environments whose episodes grow side by side."""
+        super().__init__(t, k, goals, device, seed)
+        self.states, self.actions = torch.zeros(room, state, device=device), torch.zeros(room, action, device=device)
+        self.last = torch.full((room,), -1, device=device)  # -1: nothing stands here
+        self.chosen = torch.ones(room, device=device)
+        self.head, self.episodes = 0, 0  # where the next one goes; how many there were
+        self.growing: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(n)]  # (state, action) of each step
+        self.look()
+
+    def look(self) -> None:
+        """Which rows can be drawn."""
+        self.known = (self.last >= 0).nonzero().squeeze(1)
+        self.starts = self.known[self.known != self.last[self.known]]
+
+    def add(self, step) -> None:
+        """One step (a `memory.Step`) of all environments; those that end there are learned from."""
+        over = (step.terminated | step.truncated).tolist()
+        for i, grown in enumerate(self.growing):
+            grown.append((step.state[i], step.action[i]))
+            if over[i]:
+                states = torch.stack([*(s for s, _ in grown), step.next_state[i]])
+                actions = torch.stack([a for _, a in grown])
+                self.keep(states.to(self.states), actions.to(self.actions))
+                grown.clear()
+
+    def keep(self, states: Tensor, actions: Tensor) -> None:
+        """A whole episode: states (T + 1, S), actions (T, A)."""
+        n, room = len(states), len(self.last)
+        if n > room:
+            raise ValueError(f"an episode of {n} states does not fit in buffer_size = {room}: take a larger one")
+        if self.head + n > room:
+            self.last[self.head :] = -1  # what is left of the oldest ones there
+            self.head = 0
+        begin, end = self.head, self.head + n
+        self.states[begin:end], self.actions[begin : end - 1], self.last[begin:end] = states, actions, end - 1
+        self.head, self.episodes = end, self.episodes + 1
+        self.look()
+
+    def state_dict(self) -> dict:
+        rows = self.known.cpu()
+        return super().state_dict() | {
+            "rows": rows,
+            "states": self.states[self.known].cpu(),
+            "actions": self.actions[self.known].cpu(),
+            "last": self.last[self.known].cpu(),
+            "at": self.head,
+            "episodes": self.episodes,
+            "growing": [[(s.cpu(), a.cpu()) for s, a in grown] for grown in self.growing],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        rows, device = state["rows"].to(self.last.device), self.last.device
+        self.last.fill_(-1)
+        self.states[rows], self.actions[rows] = state["states"].to(device), state["actions"].to(device)
+        self.last[rows] = state["last"].to(device)
+        self.head, self.episodes = state["at"], state["episodes"]
+        self.growing = [[(s.to(device), a.to(device)) for s, a in grown] for grown in state["growing"]]
+        self.look()

@@ -1,0 +1,181 @@
+"""Phase 2: inverse dynamics, values and proposals go on from the agent's own episodes, around a frozen encoder.
+
+A batch is part own segments, whose actions are known, part offline ones; both train values and proposals. Goals in
+the agent's own episodes are drawn in hindsight, as from data. Acting explores by heading for the goal in a share
+epsilon of the steps, z* = z + alpha (z_g - z), alpha ~ U(0.2, 1), in place of the proposal, and by noise on actions;
+both fade out over the first episodes. If no action was seen before, the first steps are uniformly random.
+
+Where we differ from the code: a replay (there each transition is used once or never); the true latent and not a
+prediction is what inverse dynamics learns from; the noise fades out as announced; the encoder is deaf to dropout.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from agent import Spec
+from config import OPSOConfig, OPSOOnlineConfig
+from learn import due
+from memory import Step, renew
+from ogbench_utils import name_of, split_name
+from ogbench_utils.segments import Lived, Segments
+from opso.places import data, goals, world
+from opso.system import Memory, Opso, labelled_share
+
+__all__ = ["OpsoOnline", "Spec", "adopt", "find_init", "world"]
+
+STEPS = {"pointmaze": 1000, "antmaze": 1000, "humanoidmaze": 2000}  # of an episode, if its goal is not reached
+ADOPTED = ("context_length", "d_model", "n_layers", "mixer", "d_state", "d_conv", "expand", "headdim", "pool", "rope")
+ADOPTED += ("hidden_dim", "head_norm", "proposal_steps", "proposer", "nce_bank", "inverse_data", "inverse_fraction")
+ADOPTED += ("gamma", "reward")
+
+
+class Experience:
+    """Own episodes, and the offline data beside them."""
+
+    def __init__(self, own: Lived, offline):
+        self.own, self.offline = own, offline
+
+    def sample(self, b: int, share: float) -> Segments:
+        """B segments, `share` of them offline ones."""
+        many = round(b * share) if self.offline else 0
+        if not many:
+            return self.own.sample(b)
+        parts = self.own.sample(b - many), self.offline.sample(many)
+        return Segments(*(torch.cat(pair) for pair in zip(*parts)))
+
+    def state_dict(self) -> dict:
+        return {"own": self.own.state_dict(), "offline": self.offline and self.offline.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.own.load_state_dict(state["own"])
+        if self.offline:
+            self.offline.load_state_dict(state["offline"])
+
+
+class OpsoOnline(Opso):
+    frozen = True
+
+    def __init__(self, cfg: OPSOOnlineConfig, spec: Spec, device: torch.device | str = "cpu"):
+        super().__init__(cfg, spec, device)
+        if cfg.offline_share >= 1:
+            raise ValueError(f"offline_share = {cfg.offline_share} leaves nothing of one's own to learn from")
+        self.encoder.requires_grad_(False)
+        self.steps, self.experience = 0, None
+        self.register_buffer("acted", torch.zeros(2))  # explored steps, and those toward the goal, since the last row
+
+    def inherit(self, weights: dict[str, Tensor]) -> None:
+        """Everything that phase 1 learned."""
+        self.load_state_dict({**weights, "acted": self.acted})
+
+    def gather(self, n: int, seed: int) -> None:
+        """No episodes yet, of n environments; the offline data are opened."""
+        cfg = self.cfg
+        sizes = cfg.buffer_size, n, self.spec.state, self.spec.action, cfg.context_length, cfg.proposal_steps
+        own = Lived(*sizes, goals(cfg), self.device, seed)
+        self.experience = Experience(own, data(cfg, self.device, seed + 1)[0] if cfg.offline_share else None)
+
+    def observe(self, step: Step) -> None:
+        """Remember one step of n environments."""
+        self.experience.own.add(step)
+        self.steps += len(step.reward)
+
+    def lessons(self) -> Iterator[Segments]:
+        """The batches that are due after the step just observed."""
+        cfg, now, own = self.cfg, self.steps, self.experience.own
+        if now >= cfg.learn_start and len(own.starts):
+            for _ in range(due(now - len(own.growing), now, cfg.train_every) * cfg.num_updates):
+                yield self.experience.sample(cfg.batch_size, cfg.offline_share)
+
+    def status(self) -> dict[str, float]:
+        """Where the schedules stand, for a row of the log."""
+        explored, toward = self.acted.tolist()
+        self.acted.zero_()
+        own, (epsilon, sigma) = self.experience.own, self.exploration()
+        row = {"explore/epsilon": epsilon, "explore/sigma": sigma, "replay/size": float(len(own.starts))}
+        return row | {"explore/goal_biased": toward / max(explored, 1.0), "replay/episodes": float(own.episodes)}
+
+    def exploration(self) -> tuple[float, float]:
+        """ε and σ, after the episodes so far."""
+        cfg, i = self.cfg, self.experience.own.episodes
+        over = min(cfg.schedule_episodes, cfg.max_episodes or cfg.schedule_episodes)
+        return schedule(cfg.eps_start, cfg.eps_end, i, over), schedule(cfg.sigma_start, cfg.sigma_end, i, over)
+
+    # -- how it acts -----------------------------------------------------------------------------
+    def restart(self, memory: Memory, over: Tensor, goal: Tensor | None = None) -> Memory:
+        """The memory with those rows empty whose episode is over (n,), and what is wanted in the next ones (n, S)."""
+        return renew(memory, self.reset(len(over), goal), over)
+
+    def forsake(self, lost: Tensor) -> None:
+        """Nothing is learned from an abandoned episode (n,)."""
+        for i in lost.nonzero().flatten().tolist():
+            self.experience.own.growing[i].clear()
+
+    @torch.no_grad()
+    def act(self, state: Tensor, reward: Tensor, memory: Memory, explore: bool = False) -> tuple[Tensor, Memory]:
+        """As phase 1 acts; exploring, with detours straight toward the goal and noise, or at random at first."""
+        if not explore:
+            return super().act(state, reward, memory)
+        n, like = len(state), memory.goal
+        z, memory = self.look(state, memory)
+        if self.steps < self.cfg.random_steps and not labelled_share(self.cfg):
+            return self.middle + self.reach * (2 * torch.rand(n, self.spec.action, device=like.device) - 1), memory
+        epsilon, sigma = self.exploration()
+        toward = torch.rand(n, 1, device=like.device) < epsilon
+        alpha = 0.2 + 0.8 * torch.rand(n, 1, device=like.device)
+        aim = z + alpha * (memory.goal - z)
+        wanted = torch.where(toward, aim, self.wanted(z, memory.goal))
+        action = self.action(z, wanted, memory.goal)
+        action = action + sigma * self.reach * torch.randn_like(action)
+        self.acted += torch.stack([torch.full_like(self.acted[0], n), toward.sum().to(self.acted)])
+        return action.clamp(self.middle - self.reach, self.middle + self.reach), memory
+
+
+def schedule(start: float, end: float, i: int, over: int) -> float:
+    """Linear from `start` at 0 to `end` at `over`, and `end` from there on."""
+    return max(end, start - (start - end) * i / over)
+
+
+# -- where it begins -----------------------------------------------------------------------------
+
+
+def find_init(cfg: OPSOOnlineConfig) -> Path:
+    """The checkpoint of phase 1 that is meant. ValueError, with the command that makes one, if there is none."""
+    if cfg.init:
+        return Path(cfg.init)
+    base, found = split_name(name_of(cfg)).base, []
+    for file in Path(cfg.output_dir).glob(f"{base}-*/config.json"):
+        head = json.loads(file.read_text())["config"]
+        best = [p for name in ("best", "last") if (p := file.with_name(f"{name}_checkpoint.pt")).exists()]
+        if head["agent"] == OPSOConfig.agent and best:
+            found.append((file.stat().st_mtime, best[0]))
+    if not found:
+        raise ValueError(
+            f"there is no first phase on {base} in {cfg.output_dir}: run python offline_trainer.py --dataset "
+            f"{cfg.dataset} first, or give --init CHECKPOINT"
+        )
+    return max(found)[1]
+
+
+def adopt(cfg: OPSOOnlineConfig, part: dict) -> OPSOOnlineConfig:
+    """The settings with the sizes of the first phase's networks. part: its checkpoint's dictionary.
+
+    ValueError if it is no first phase, of another data set, or of another size than was asked for.
+    """
+    if part["system"] != OPSOConfig.agent:
+        raise ValueError(f"--init holds a {part['system']!r}; the second phase goes on from the first, an 'opso'")
+    theirs, changes = part["config"], {}
+    before, now = name_of(OPSOConfig(**theirs)), name_of(cfg)
+    if split_name(before).environment != split_name(now).environment:
+        raise ValueError(f"--init was trained on {before}, which is another maze than {now}'s")
+    for name in ADOPTED:
+        if getattr(cfg, name) not in (getattr(OPSOOnlineConfig, name), theirs[name]):
+            raise ValueError(f"--{name} {getattr(cfg, name)} contradicts --init, which has {theirs[name]}")
+        changes[name] = theirs[name]
+    if cfg.max_episodes:
+        changes["env_steps"] = cfg.max_episodes * STEPS[split_name(now).body]
+    return replace(cfg, **changes)
