@@ -9,6 +9,7 @@ float32) do not depend on how many episodes share a forward pass, so one seed me
 
 import importlib
 import json
+import logging
 import pickle
 import sys
 import time
@@ -97,12 +98,18 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def config_of(part: dict, path: str | Path):
-    """The config in a checkpoint's dictionary, as a dataclass. ValueError if this version's has other fields."""
-    config = CONFIGS[part["system"]]
-    lonely = part["config"].keys() ^ {f.name for f in fields(config)}
-    if lonely:
-        raise ValueError(f"{path} was written with other settings than this version knows: {', '.join(sorted(lonely))}")
-    return config(**part["config"])
+    """The config in a checkpoint's dictionary. Settings younger than it take their defaults, with a log line.
+
+    ValueError if it has settings that this version does not know.
+    """
+    config, saved = CONFIGS[part["system"]], part["config"]
+    names = [f.name for f in fields(config)]
+    unknown, young = sorted(saved.keys() - set(names)), [n for n in names if n not in saved]
+    if unknown:
+        raise ValueError(f"{path} was written with settings that this version does not know: {', '.join(unknown)}")
+    if young:
+        logging.info(f"{path} is older than these settings, which take their defaults: {', '.join(young)}")
+    return config(**saved)
 
 
 def load(path: str | Path, device: torch.device | str = "cpu", **changes) -> tuple[torch.nn.Module, dict]:
@@ -384,6 +391,7 @@ def errors_as_sentences() -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = tyro.cli(Judge, args=argv, prog="utils.py", use_underscores=True)
     with errors_as_sentences():
         judge(options)

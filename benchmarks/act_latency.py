@@ -6,12 +6,10 @@
 a captured graph, and dt's window. Times are the least of the repeats: others may be using the machine.
 """
 
-import argparse
-import time
 from dataclasses import replace
 
 import torch
-from common import median_seconds, write
+from common import CLOCKS, median_seconds, timing_parser, write
 from torch.utils import _pytree as pytree
 
 from agent import Spec
@@ -44,20 +42,14 @@ def graphed(agent: Decision, n: int, state, reward):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = timing_parser(__doc__, repeats=15)
     parser.add_argument("--preset", default="small")
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 16, 256])
     parser.add_argument("--contexts", nargs="+", type=int, default=[20, 100])
     parser.add_argument("--agents", nargs="+", default=["dt", "dmamba", "dm"])
     parser.add_argument("--no_compile", action="store_true")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: of this process; with --threads 1"
-    )
     args = parser.parse_args()
-    device, rows, clock = args.device, [], time.process_time if args.clock == "cpu" else time.perf_counter
+    device, rows, clock = args.device, [], CLOCKS[args.clock]
     if args.threads:
         torch.set_num_threads(args.threads)
 

@@ -1,5 +1,6 @@
 """What every benchmark says beside its figures: the machine, the versions, the commit, the command."""
 
+import argparse
 import json
 import platform
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -53,6 +55,16 @@ def write(name: str, result: dict) -> Path:
     with records.replacing(path) as part:
         part.write_text(json.dumps(facts() | result, indent=1) + "\n")
     return path
+
+
+def timing_parser(doc: str, repeats: int) -> argparse.ArgumentParser:
+    """A command line with what every timing takes: --device, --threads, --repeats, --clock."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice")
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of this process; with --threads 1")
+    return parser
 
 
 def median_seconds(

@@ -8,11 +8,8 @@ limit is what must move at least, inputs, outputs and their gradients once each,
 Times are the least of the repeats, taken in turns: others may be using the machine.
 """
 
-import argparse
-import time
-
 import torch
-from common import median_seconds, write
+from common import CLOCKS, median_seconds, timing_parser, write
 
 import mamba
 import scan
@@ -39,18 +36,12 @@ def mixer(d_model: int, d_state: int, device: str):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = timing_parser(__doc__, repeats=5)
     parser.add_argument(
         "--shapes", nargs="+", default=["64,60,256,16", "64,60,512,16", "64,300,256,16", "64,300,512,16"]
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: of this process; with --threads 1"
-    )
     args = parser.parse_args()
-    device, rows, clock = args.device, [], time.process_time if args.clock == "cpu" else time.perf_counter
+    device, rows, clock = args.device, [], CLOCKS[args.clock]
     if args.threads:
         torch.set_num_threads(args.threads)
 

@@ -217,10 +217,21 @@ def test_spoiled_checkpoints_are_refused_in_a_sentence(saved, spoil, words, caps
 def test_settings_of_another_version_are_named(saved):
     _, path = saved
     part = utils.read_checkpoint(path)
-    part["config"]["mystery"] = part["config"].pop("alpha")
+    part["config"]["mystery"] = 1
     torch.save(part, path)
-    with pytest.raises(ValueError, match="alpha, mystery"):
+    with pytest.raises(ValueError, match="does not know: mystery"):
         utils.load(path)
+
+
+def test_settings_younger_than_a_checkpoint_take_their_defaults_and_are_named(saved, caplog):
+    agent, path = saved
+    part = utils.read_checkpoint(path)
+    del part["config"]["alpha"], part["config"]["tau"]
+    torch.save(part, path)
+    with caplog.at_level("INFO"):
+        twin, _ = utils.load(path)
+    assert twin.cfg.alpha == 2.5 and twin.cfg.tau == 0.005 and twin.cfg.d_model == agent.cfg.d_model
+    assert "alpha, tau" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["hopper", "hopper-medium", "hopper-medium-v2", "hopper-medium-local", ""])
