@@ -30,6 +30,8 @@ class Run:
     def __init__(self, cfg, checkpoint: Path | None = None):
         """checkpoint: continue it, exactly, in its own folder; else begin in a new one."""
         module, system, _ = utils.system_of(cfg.agent)
+        if hasattr(module, "settle") and not checkpoint:
+            cfg = module.settle(cfg)
         if cfg.wandb and not importlib.util.find_spec("wandb"):
             raise ValueError("--wandb needs the wandb package: pip install wandb")
         self.cfg, self.device = cfg, machine.pick_device(cfg.device)
@@ -176,12 +178,14 @@ class OnlineRun(Run):
 
     def open(self, module) -> None:
         self.data = {"name": self.world.name, "source": "online"}
-        self.headline = "return"
+        self.headline = utils.headline_name(self.world, "online")
         self.envs = Envs(self.world.make, self.cfg.num_envs, self.seeds["env"], self.device)
         self.judged, self.lines = [], [f"learned in  {self.world.name}"]
 
     def prepare(self) -> dict:
         self.agent.gather(self.cfg.num_envs, self.seeds["data"])
+        if hasattr(self.agent, "prepare"):
+            self.agent.prepare(self.agent.experience)
         self.memory = self.agent.reset(self.cfg.num_envs)
         self.trivial = self.world.trivial() if self.world.trivial else {}
         return {"trivial": self.trivial}

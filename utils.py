@@ -10,13 +10,11 @@ float32) do not depend on how many episodes share a forward pass, so one seed me
 import importlib
 import json
 import logging
-import pickle
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -26,14 +24,17 @@ import tyro
 from torch.utils import _pytree as pytree
 
 import pictures
+from checkpoints import FORMAT, config_of, read_checkpoint, save  # noqa: F401  of this door too
 from config import CONFIGS
 from d4rl_utils import SCORE_NAMES
 from machine import pick_device, versions
 from records import replacing
 
-FORMAT = 1  # of checkpoints; raise it when old ones cannot be woken any more
 SYSTEMS = {"bamba": ("agent", "Bamba")}  # name -> module and class; config.CONFIGS has the config class
-SYSTEMS |= dict.fromkeys(("dt", "dmamba", "dm"), ("decision", "Decision")) | {"dqn": ("dqn", "DQN")}
+SYSTEMS |= dict.fromkeys(("dt", "dmamba", "dm"), ("decision", "Decision")) | {
+    "dqn": ("dqn", "DQN"),
+    "ppo": ("ppo", "PPO"),
+}
 
 
 def system_of(name: str) -> tuple:
@@ -43,73 +44,6 @@ def system_of(name: str) -> tuple:
 
 
 # -- checkpoints ---------------------------------------------------------------------------------
-
-
-def save(path: Path, agent: torch.nn.Module, run: dict) -> None:
-    """All that waking needs: system, config, spec, tensors, optimisers, counter; `run`: what the trainer adds."""
-    optimisers = {k: v.state_dict() for k, v in vars(agent).items() if isinstance(v, torch.optim.Optimizer)}
-    part = {
-        "format": FORMAT,
-        "system": agent.cfg.agent,
-        "config": asdict(agent.cfg),
-        "spec": agent.spec._asdict(),
-        "updates": agent.updates,
-        "steps": getattr(agent, "steps", None),  # in environments, if it learns there
-        "agent": agent.state_dict(),
-        "optimisers": optimisers,
-        "versions": versions(),
-        "run": run,
-    }
-    with replacing(path) as file:
-        torch.save(part, file)
-
-
-def read_checkpoint(path: str | Path) -> dict:
-    """The checkpoint's dictionary, on the CPU. ValueError for what is missing, torn, foreign or too old."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / "last_checkpoint.pt"
-    if not path.is_file():
-        raise ValueError(f"no checkpoint at {path}; give a .pt file that trainer.py wrote, or its run folder")
-    try:
-        part = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-        UnicodeDecodeError,
-    ) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{path} is not a whole checkpoint of this project (torn, or of another program): {reason}"
-        ) from error
-    if not isinstance(part, dict) or "format" not in part or "system" not in part:
-        raise ValueError(f"{path} was not written by this project: it has no format and system in it")
-    if part["format"] != FORMAT:
-        raise ValueError(
-            f"{path} is of format {part['format']}, this version reads {FORMAT}: use the version that wrote it"
-        )
-    if part["system"] not in SYSTEMS:
-        raise ValueError(f"{path} holds a {part['system']!r}; this version knows {', '.join(SYSTEMS)}")
-    return part
-
-
-def config_of(part: dict, path: str | Path):
-    """The config in a checkpoint's dictionary. Settings younger than it take their defaults, with a log line.
-
-    ValueError if it has settings that this version does not know.
-    """
-    config, saved = CONFIGS[part["system"]], part["config"]
-    names = [f.name for f in fields(config)]
-    unknown, young = sorted(saved.keys() - set(names)), [n for n in names if n not in saved]
-    if unknown:
-        raise ValueError(f"{path} was written with settings that this version does not know: {', '.join(unknown)}")
-    if young:
-        logging.info(f"{path} is older than these settings, which take their defaults: {', '.join(young)}")
-    return config(**saved)
 
 
 def load(path: str | Path, device: torch.device | str = "cpu", **changes) -> tuple[torch.nn.Module, dict]:

@@ -12,6 +12,8 @@ from config.bamba import BambaConfig
 from config.command_line import CONFIGS, PRESETS, WORLDS, groups_of, parse, readme_table, word_after
 from config.decision import DMambaConfig, DMConfig, DTConfig
 from config.dqn import DQNConfig
+from config.ppo import MLPConfig, PPOConfig
 
 __all__ = ["CONFIGS", "PRESETS", "WORLDS", "BambaConfig", "DMConfig", "DMambaConfig", "DQNConfig", "DTConfig"]
+__all__ += ["MLPConfig", "PPOConfig"]
 __all__ += ["groups_of", "parse", "readme_table", "word_after"]
