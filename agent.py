@@ -22,6 +22,7 @@ and, if it learns online (it has no `data` then):
     observe(step) -> None            take in one step (memory.Step) of all of them
     lessons() -> batches             those that are due after this step, one `update` each: as an iterator
     restart(memory, over) -> memory  forget the rows whose episode is over (n,)
+    status() -> dict                 numbers for a row of the log: where schedules stand, how full a buffer is
     forsake(lost) -> None            episodes (n,) are abandoned without an end: nothing may be learned across that
     status() -> numbers              where its schedules stand, for the log
     prepare(experience) -> None      if something is to be done before the first step of a fresh run

@@ -32,7 +32,7 @@ OUTCOMES = {
     "highway-fast-v0": lambda info, reward: {"crash": info["crashed"]},
     "LunarLander-v3": lambda info, reward: {"landed": reward == 100, "crash": reward == -100},
 }
-TRIVIAL_EPISODES = 20
+TRIVIAL_EPISODES, TRIVIAL_STEPS = 20, 2000  # of one policy, whichever is reached first
 
 
 class Place(NamedTuple):
@@ -104,20 +104,27 @@ def grey(image: np.ndarray) -> np.ndarray:
 
 
 def trivial_returns(env: str, place: Place, seed: int) -> dict[str, float]:
-    """Mean returns of random actions and of each action for ever, measured before or played now, from seed on."""
+    """Mean returns of random actions and of each action for ever, measured before or played now, from seed on.
+
+    One that ends no episode within TRIVIAL_STEPS is left out.
+    """
     if env in TRIVIAL:
         return TRIVIAL[env]
     rng, made, means = np.random.default_rng(seed), place.make(), {}
     for action in (None, *range(place.actions)):
-        total = 0.0
-        for i in range(TRIVIAL_EPISODES):
-            made.reset(seed=seed + i)
-            over = False
-            while not over:
-                move = int(rng.integers(place.actions)) if action is None else action
-                _, reward, terminated, truncated, _ = made.step(move)
-                total, over = total + float(reward), terminated or truncated
-        name = "random" if action is None else f"always {place.names[action] if place.names else action}"
-        means[name] = total / TRIVIAL_EPISODES
+        returns, total = [], 0.0
+        made.reset(seed=seed)
+        for _ in range(TRIVIAL_STEPS):
+            move = int(rng.integers(place.actions)) if action is None else action
+            _, reward, terminated, truncated, _ = made.step(move)
+            total += float(reward)
+            if terminated or truncated:
+                returns, total = [*returns, total], 0.0
+                if len(returns) == TRIVIAL_EPISODES:
+                    break
+                made.reset(seed=seed + len(returns))
+        if returns:
+            name = "random" if action is None else f"always {place.names[action] if place.names else action}"
+            means[name] = float(np.mean(returns))
     made.close()
     return means

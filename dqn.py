@@ -1,13 +1,13 @@
 """DQN on the last L observations: embed each, mix them, read Q off the last position ("Latent Mamba-DQN").
 
-  none          Q(s_t): DQN (Mnih et al. 2015), with the embedding of the newest observation alone
+  none          the newest observation's embedding alone: DQN (Mnih et al. 2015)
   lstm          one LSTM layer
   transformer   one post-norm encoder layer with learned positions
   mamba         one bare Mamba-1 mixer (Ryu, Sohn & Kim 2025, Applied Sciences 15(16), 8956)
 
-One program; the four differ in `MIXERS` and nowhere else. What the mixer says at the last position is the latent z, and
-Q(s, ·) is linear in z. Learned by prioritised replay (arXiv 1511.05952) and a copied target network. Where we differ from
-the paper's code:
+One program; the four differ in mixers.py and nowhere else. What the mixer says at the last position is the latent z,
+and Q(s, ·) is linear in z. Learned from prioritised replay (replay.py) against a copied target network. Where we differ
+from the paper's code:
   1. a time limit is not a death: the target bootstraps there (`--truncation terminal`: as published)
   2. frames are stored once, the sum tree is exact (replay.py), and one forward a step gives both action and latent
   3. no decay on A_log, D, biases, norms; AdamW without amsgrad, float32 throughout
@@ -30,8 +30,8 @@ from config import DQNConfig
 from d4rl_utils import frames_per_second
 from discrete import open_discrete, trivial_returns
 from learn import Frozen, Graphed, adamw, clip, detach, due, set_rate, td_target
-from mamba import Mamba1
 from memory import Memory, Step, forget, remember, renew
+from mixers import MIXERS
 from model import mlp
 from replay import PrioritisedReplay, Sample
 
@@ -45,58 +45,6 @@ class Spec(NamedTuple):
 
 
 # -- the network ---------------------------------------------------------------------------------
-
-
-class Newest(nn.Module):
-    """The last embedding as it is. (B, L, D) -> (B, D)"""
-
-    def __init__(self, cfg):
-        super().__init__()
-
-    def forward(self, e: Tensor) -> Tensor:
-        return e[:, -1]
-
-
-class LSTM(nn.LSTM):
-    """The last output of one layer. (B, L, D) -> (B, D)"""
-
-    def __init__(self, cfg):
-        super().__init__(cfg.d_model, cfg.d_model, batch_first=True)
-
-    def forward(self, e: Tensor) -> Tensor:
-        return super().forward(e)[0][:, -1]
-
-
-class Transformer(nn.Module):
-    """One post-norm encoder layer, read at the last position, so nothing else is computed. (B, L, D) -> (B, D)"""
-
-    def __init__(self, cfg):
-        super().__init__()
-        if cfg.d_model % cfg.n_heads:
-            raise ValueError(f"d_model = {cfg.d_model} must be a multiple of n_heads = {cfg.n_heads}")
-        self.place = nn.Parameter(torch.zeros(cfg.context_length, cfg.d_model))
-        self.place._no_weight_decay = True
-        self.layer = nn.TransformerEncoderLayer(cfg.d_model, cfg.n_heads, cfg.ff_dim, dropout=0.0, batch_first=True)
-
-    def forward(self, e: Tensor) -> Tensor:
-        x, layer = e + self.place, self.layer
-        y = layer.norm1(x[:, -1:] + layer.self_attn(x[:, -1:], x, x, need_weights=False)[0])
-        return layer.norm2(y + layer.linear2(F.relu(layer.linear1(y))))[:, 0]
-
-
-def mamba(cfg) -> nn.Module:
-    """One bare Mamba-1 layer: no norm, no residual."""
-    return LastMamba(cfg.d_model, cfg.d_state, cfg.d_conv, cfg.expand)
-
-
-class LastMamba(Mamba1):
-    """Mamba-1 read at the last position alone. (B, L, D) -> (B, D)"""
-
-    def forward(self, e: Tensor) -> Tensor:
-        return super().forward(e)[:, -1]
-
-
-MIXERS = {"none": Newest, "lstm": LSTM, "transformer": Transformer, "mamba": mamba}
 
 
 def convolutions(width: int) -> nn.Sequential:
@@ -213,7 +161,7 @@ class DQN(nn.Module):
         """The batches that are due after the step just observed. The target is copied behind them."""
         cfg, now, before = self.cfg, self.steps, self.steps - self.experience.n
         if now >= cfg.learn_start and len(self.experience) >= cfg.batch_size:
-            for _ in range(due(before, now, cfg.train_every) * cfg.num_updates):
+            for _ in range(due(max(before, cfg.learn_start - 1), now, cfg.train_every) * cfg.num_updates):
                 yield self.experience.sample(cfg.batch_size, correction(cfg, now), self.updates)
         if due(before, now, cfg.target_every):
             self.slow.follow(self.net, 1.0)
@@ -285,6 +233,8 @@ def refuse(cfg: DQNConfig) -> None:
     """ValueError for sizes that cannot be, in words."""
     if cfg.context_length < 1:
         raise ValueError(f"context_length = {cfg.context_length}, but the present must be seen: take 1 or more")
+    if cfg.precision == "bf16":
+        raise ValueError("dqn learns in float32: precision bf16 is not for it, take fp32 or tf32")
     if cfg.buffer_size < cfg.batch_size:
         raise ValueError(
             f"buffer_size = {cfg.buffer_size} never holds a batch of batch_size = {cfg.batch_size}: nothing is learned"

@@ -72,7 +72,7 @@ class Envs:
 
     def state_dict(self) -> dict:
         return {
-            "rng": repr(self.rng.bit_generator.state),
+            "rng": self.rng.bit_generator.state,
             "seeds": list(self.seeds),
             "actions": [torch.from_numpy(np.array(a)) for a in self.actions],
             "reward": self.reward,
@@ -81,9 +81,7 @@ class Envs:
 
     def load_state_dict(self, state: dict) -> Tensor:
         """Back to where it was; returns those (n,) bool that could not be brought there and began a new episode."""
-        import ast
-
-        self.rng.bit_generator.state = ast.literal_eval(state["rng"])
+        self.rng.bit_generator.state = state["rng"]
         self.seeds, seen = list(state["seeds"]), state["seen"].numpy()
         lost = np.zeros(len(self.envs), dtype=bool)
         for i, env in enumerate(self.envs):

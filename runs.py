@@ -66,8 +66,9 @@ class Run:
         self.headline = utils.headline_name(self.world, identity.source)
         mean = identity.return_mean
         self.behaviour_score = self.world.score(mean) if self.world.score else mean
-        self.lines = [f"data        {identity.name}, {identity.transitions:,} transitions"]
-        self.lines[0] += f", mean {self.headline} {self.behaviour_score:.1f}"
+        self.about = f"on {identity.name} ({identity.transitions:,} transitions)"
+        self.origin = f"data        {identity.name}, {identity.transitions:,} transitions"
+        self.origin += f", mean {self.headline} {self.behaviour_score:.1f}"
 
     def prepare(self) -> dict:
         """What comes before the first update; returns what the log's head says of it."""
@@ -132,8 +133,9 @@ class Run:
         """Judge the agent as it is, draw the curves, keep it if it is the best so far. episodes 0: as configured"""
         cfg, world, episodes = self.cfg, self.world, episodes or self.cfg.num_eval_episodes
         result = utils.evaluate(self.agent, world.make, episodes, cfg.eval_seed, outcome=world.outcome)
-        self.log(self.now, utils.summary(result, world.score))
-        score = utils.headline(utils.summary(result, world.score))
+        row = utils.summary(result, world.score)
+        self.log(self.now, row)
+        score = utils.headline(row)
         best = not self.scores or score > max(s for _, s in self.scores)
         self.scores.append((self.now, score))
         self.judged = utils.words_of(result, world)
@@ -144,17 +146,18 @@ class Run:
 
     def draw(self) -> None:
         """The curves, out of the log."""
-        title = f"{self.cfg.agent} on {self.data['name']}, seed {self.cfg.seed}, {self.now:,} {self.unit}s"
+        unit = self.unit.replace("_", " ")
+        title = f"{self.cfg.agent} on {self.data['name']}, seed {self.cfg.seed}, {self.now:,} {unit}s"
         with records.replacing(self.folder / "training_curves.png") as picture:
-            pictures.draw_curves(records.read_log(self.folder / "log.jsonl"), title.replace("_", " "), picture)
+            pictures.draw_curves(records.read_log(self.folder / "log.jsonl"), title, picture)
 
     def report(self) -> str:
         """The run's last word."""
-        folder, name, unit, lines = self.folder, self.headline, self.unit.replace("_", " "), list(self.lines)
+        folder, name, unit, lines = self.folder, self.headline, self.unit.replace("_", " "), [self.origin]
         if self.scores:
             (at, last), (best_at, best) = self.scores[-1], max(self.scores, key=lambda x: x[1])
             lines.append(f"{name:<12}{last:.1f}  last, {unit} {at:,}, {self.episodes_at_last()} episodes")
-            if len(self.scores) > 1 or self.unit == "update":
+            if len(self.scores) > 1:
                 lines.append(
                     f"best        {best:.1f}  of {len(self.scores)} evaluations, {unit} {best_at:,}; "
                     "picked, so flattering"
@@ -180,7 +183,7 @@ class OnlineRun(Run):
         self.data = {"name": self.world.name, "source": "online"}
         self.headline = utils.headline_name(self.world, "online")
         self.envs = Envs(self.world.make, self.cfg.num_envs, self.seeds["env"], self.device)
-        self.judged, self.lines = [], [f"learned in  {self.world.name}"]
+        self.about, self.origin, self.judged = f"in {self.world.name}", f"learned in  {self.world.name}", []
 
     def prepare(self) -> dict:
         self.agent.gather(self.cfg.num_envs, self.seeds["data"])
@@ -234,8 +237,8 @@ class OnlineRun(Run):
             self.memory = agent.restart(self.memory, lost)
 
     def report(self) -> str:
-        trivial = ", ".join(f"{k} {v:.1f}" for k, v in self.trivial.items())
-        return "\n".join([super().report(), *self.judged, *([f"trivial     {trivial}"] if trivial else [])])
+        words = self.judged + utils.words_of_trivial(self.trivial)
+        return "\n".join([super().report(), *(f"{label:<12}{text}" for label, text in words)])
 
     def episodes_at_last(self) -> int:
         return self.cfg.num_final_episodes or self.cfg.num_eval_episodes

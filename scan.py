@@ -10,6 +10,14 @@ The decay differs in every channel and state, so the map has no matrix form as M
 
 `selective_scan_loop` is the definition, and the tests hold the two equal; letters as in mamba.py. On a CPU exp2 takes a
 third of exp's time, so decays are 2^(dt A log2 e).
+
+Who needs the last output alone takes `selective_scan_last`. There the recurrence is a sum, for what token t wrote has
+decayed by exp(A S_t) when it is read, S_t being the sum of the dt after t:
+
+    y_L = sum_t dt_t x_t K_t,    K_t = sum_n B_t,n C_L,n exp(A_n S_t)    in every channel
+
+No state is kept, each (tokens, N, E) block is in the cache from its exponential to its last use, and every exponent is
+negative, so nothing overflows.
 """
 
 import math
@@ -19,6 +27,8 @@ from torch import Tensor
 
 CHUNK = 20  # tokens of a chunk: the backward makes that many states again
 BLOCK = 2**19  # numbers of one (tokens, rows, N, E) array on a CPU; four of them are in use at a time
+LAST_BLOCK = 2**17  # the same for the last output alone, which needs one array: 512 KiB
+LEAST = -80 * math.log2(math.e)  # exponents stop here, at 2e-35: where exp2's result is denormal, it is slow
 
 
 def selective_scan_loop(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -145,3 +155,100 @@ def _pull_back(ctx, gy, _):
 
 
 _scan.register_autograd(_pull_back, setup_context=_remember)
+
+
+# -- the last output alone ---------------------------------------------------------------------------
+
+
+def selective_scan_last(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """What `selective_scan` says of the last token. x and dt (B, L, E), A (E, N), B (B, L, N), C (B, N) -> y (B, E)"""
+    kind = torch.promote_types(dt.dtype, torch.float32)
+    x, dt, A, B, C = (t.to(kind) for t in (x, dt, A, B, C))
+    G, wrote = B * C[:, None], dt * x
+    y = wrote[:, -1] * G[:, -1].sum(-1, keepdim=True)
+    if x.shape[1] > 1:
+        after = dt[:, 1:].flip(1).cumsum(1).flip(1)  # S_t, without the last one, which is 0
+        decayed = Decayed.apply if torch.compiler.is_compiling() else _decayed
+        kernel = decayed(after.flatten(0, 1), G[:, :-1].flatten(0, 1), A.T.contiguous())
+        y = y + (wrote[:, :-1] * kernel.view_as(after)).sum(1)
+    return y
+
+
+@torch.library.custom_op("bamba::decayed", mutates_args=())
+def _decayed(S: Tensor, G: Tensor, A: Tensor) -> Tensor:
+    """K = sum_n G_n exp(A_n S). S (T, E) >= 0, G (T, N), A (N, E) < 0 -> (T, E)"""
+    K, rate, e = torch.empty_like(S), A * math.log2(math.e), room(S, A)
+    for r in parts(S, e):
+        torch.bmm(G[r, None], decays(S[r], rate, e), out=K[r, None])
+    return K
+
+
+@torch.library.custom_op("bamba::decayed_backward", mutates_args=())
+def _decayed_backward(gK: Tensor, S: Tensor, G: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of S, G, A. With e = exp(A S): gK_c sum_n G A e, sum_c gK e, sum_t gK S G e."""
+    gS, gG, gA, rate, e = (
+        torch.empty_like(S),
+        torch.empty_like(G),
+        torch.zeros_like(A),
+        A * math.log2(math.e),
+        room(S, A),
+    )
+    gK = gK.contiguous()
+    for r in parts(S, e):
+        d = decays(S[r], rate, e)
+        # a row times a matrix, each time: as a matrix times a column the same product takes ten times as long
+        torch.bmm(gK[r, None], d.mT, out=gG[r, None])
+        d *= A
+        torch.bmm(G[r, None], d, out=gS[r, None])
+        d *= (gK[r] * S[r])[:, None]
+        gA += torch.bmm(G[r].T.contiguous()[:, None], d.transpose(0, 1))[:, 0]  # here A times the gradient
+    return gS.mul_(gK), gG, gA.div_(A)
+
+
+def decays(S: Tensor, rate: Tensor, e: Tensor) -> Tensor:
+    """2^(rate S), written into the front of e. S (t, E), rate (N, E) -> (t, N, E)"""
+    return torch.mul(S[:, None], rate, out=e[: len(S)]).clamp_min_(LEAST).exp2_()
+
+
+def room(S: Tensor, A: Tensor) -> Tensor:
+    """Where a block of tokens is computed, (tokens, N, E); on an accelerator all of them."""
+    tokens = min(len(S), max(1, LAST_BLOCK // A.numel())) if S.device.type == "cpu" else len(S)
+    return A.new_empty(tokens, *A.shape)
+
+
+def parts(S: Tensor, e: Tensor) -> list[slice]:
+    return [slice(i, i + len(e)) for i in range(0, len(S), len(e))]
+
+
+@_decayed.register_fake
+def _(S, G, A):
+    return torch.empty_like(S)
+
+
+@_decayed_backward.register_fake
+def _(gK, S, G, A):
+    return torch.empty_like(S), torch.empty_like(G), torch.empty_like(A)
+
+
+def _remember_decayed(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _pull_back_decayed(ctx, gK):
+    return _decayed_backward(gK, *ctx.saved_tensors)
+
+
+_decayed.register_autograd(_pull_back_decayed, setup_context=_remember_decayed)
+
+
+class Decayed(torch.autograd.Function):
+    """`_decayed` for the compiler, which makes one loop of the forward: nothing of size (T, N, E) exists then."""
+
+    @staticmethod
+    def forward(ctx, S: Tensor, G: Tensor, A: Tensor) -> Tensor:
+        ctx.save_for_backward(S, G, A)
+        return (G[..., None] * (S[:, None] * (A * math.log2(math.e))).clamp_min(LEAST).exp2()).sum(1)
+
+    @staticmethod
+    def backward(ctx, gK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _decayed_backward(gK, *ctx.saved_tensors)

@@ -2,7 +2,8 @@
 
 A run leaves a folder in `outputs/`: `config.json`, `log.jsonl`, `training_curves.png`, `last_checkpoint.pt` (the
 headline is its score) and `best_checkpoint.pt` (of the best evaluation). Ctrl-C and SIGTERM finish the current update
-and save; `--resume FOLDER` continues exactly where the checkpoint stands.
+and save; `--resume FOLDER` continues exactly where the checkpoint stands. There are two loops: updates from recorded
+data, and steps in environments with the updates that they call for.
 """
 
 import logging
@@ -94,6 +95,8 @@ def train_online(run: OnlineRun) -> int:
                 note |= {k.removeprefix("loss/"): f"{v:.3g}" for k, v in means.items() if k.startswith("loss/")}
             if last and cfg.num_final_episodes:
                 note[run.headline] = f"{run.evaluate(cfg.num_final_episodes):.1f}"
+            elif last:
+                run.draw()
             elif due(before, run.now, cfg.eval_every):
                 note[run.headline] = f"{run.evaluate():.1f}"
             if last or due(before, run.now, cfg.save_every):
@@ -102,7 +105,6 @@ def train_online(run: OnlineRun) -> int:
             if told:
                 bar.close()
                 return stop(run, told[0])
-    run.draw()
     print(run.report())
     return 0
 
@@ -121,12 +123,12 @@ def settings(argv: list[str] | None) -> tuple:
     """The config and the checkpoint to continue, if any: (cfg, path or None)."""
     argv = sys.argv[1:] if argv is None else argv
     path = word_after("--resume", argv)
-    if not path:
-        return parse(argv), None
-    path = Path(path)
+    part = utils.read_checkpoint(path) if path else None
+    cfg = parse(["--agent", part["system"], *argv] if part else argv)  # flags are those of the agent that goes on
+    if not cfg.resume:
+        return cfg, None
+    path = Path(cfg.resume)
     path = (path / "last_checkpoint.pt" if path.is_dir() else path).resolve()
-    part = utils.read_checkpoint(path)
-    cfg = parse(["--agent", part["system"], *argv])  # its flags are those of the agent that goes on
     saved = utils.config_of(part, path)
     for f in fields(cfg):
         if word_after(f"--{f.name}", argv) and f.name != "resume":
@@ -148,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
         cfg, checkpoint = settings(argv)
         online = hasattr(cfg, "env_steps")
         run = (OnlineRun if online else Run)(cfg, checkpoint)
-    print(f"{cfg.agent} on {run.lines[0].split(maxsplit=1 + online)[-1]}: {run.agent.describe()}")
+    print(f"{cfg.agent} {run.about}: {run.agent.describe()}")
     print(f"folder      {run.folder}")
     try:
         return train_online(run) if online else train_offline(run)

@@ -165,16 +165,21 @@ def summary(result: Episodes, score: Callable[[float], float] | None) -> dict[st
     )
 
 
-def words_of(result: Episodes, world) -> list[str]:
-    """How the episodes ended and what was done in them, a line each; nothing where that has no meaning."""
+def words_of(result: Episodes, world) -> list[tuple[str, str]]:
+    """How the episodes ended and what was done in them, labels and words; nothing where that has no meaning."""
     lines = []
     if result.outcomes:
-        lines.append("ends        " + ", ".join(f"{k} {v.mean():.0%}" for k, v in result.outcomes.items()))
+        lines.append(("ends", ", ".join(f"{k} {v.mean():.0%}" for k, v in result.outcomes.items())))
     if result.actions is not None:
         names = world.actions or [str(i) for i in range(len(result.actions))]
         shares = result.actions / result.actions.sum()
-        lines.append("actions     " + ", ".join(f"{name} {share:.0%}" for name, share in zip(names, shares)))
+        lines.append(("actions", ", ".join(f"{name} {share:.0%}" for name, share in zip(names, shares))))
     return lines
+
+
+def words_of_trivial(returns: dict[str, float] | None) -> list[tuple[str, str]]:
+    """What policies earn that look at nothing, in the same form."""
+    return [("trivial", ", ".join(f"{k} {v:.1f}" for k, v in returns.items()))] if returns else []
 
 
 def headline(row: dict[str, float]) -> float:
@@ -272,9 +277,8 @@ def judge(options: Judge) -> dict:
         print(f"score   {row['eval/score']:.2f} ± {row['eval/score_std']:.2f}, {name}, on {world.scale}")
     else:
         print(f"score   none: there are no reference returns for {world.name}")
-    trivial = part["run"].get("trivial")
-    for line in words_of(result, world) + ([", ".join(f"{k} {v:.1f}" for k, v in trivial.items())] if trivial else []):
-        print(line)
+    for label, text in words_of(result, world) + words_of_trivial(part["run"].get("trivial")):
+        print(f"{label:<8}{text}")
     print(f"judged  in {world.name}, {options.episodes} episodes from seed {options.seed}, {seconds:.1f} s; {using}")
     asked = [result, *(evaluate(agent, world.make, options.episodes, options.seed, goal=g) for g in goals[1:])]
     for goal, one in zip(options.target_return, asked):

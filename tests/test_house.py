@@ -15,7 +15,7 @@ FLOORS = [
     {"config", "machine", "records"},
     {"scan", "learn", "memory", "checkpoints"},
     {"mamba", "replay", "envs"},
-    {"grained"},
+    {"grained", "mixers"},
     {"model"},
     {"d4rl_utils"},
     {"agent", "discrete"},

@@ -86,13 +86,13 @@ def test_no_episode_is_an_error(tiny):
 
 
 def test_summary_is_linear_and_not_clipped():
-    row = utils.summary(utils.Episodes(np.array([0.0, 400.0]), np.array([10, 20])), lambda r: r / 2 - 50)
+    row = utils.summary(utils.Episodes(np.array([0.0, 400.0]), np.array([10, 20]), {}, None), lambda r: r / 2 - 50)
     assert row["eval/score"] == 50 and row["eval/score_std"] == 100 and row["eval/return_max"] == 400
     assert row["eval/length_mean"] == 15
 
 
 def test_without_a_reference_returns_are_all_there_is():
-    row = utils.summary(utils.Episodes(np.array([0.0, 400.0]), np.array([10, 20])), None)
+    row = utils.summary(utils.Episodes(np.array([0.0, 400.0]), np.array([10, 20]), {}, None), None)
     assert "eval/score" not in row and utils.headline(row) == row["eval/return_mean"] == 200
     assert utils.headline({**row, "eval/score": 7.0}) == 7.0
 

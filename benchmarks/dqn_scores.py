@@ -1,0 +1,233 @@
+"""The published tables of DQN on windows, measured: models × clips × seeds, every reading of "average reward", curves.
+
+    python benchmarks/dqn_scores.py lunar [--seeds 0 1 2] [--mixers mamba lstm transformer none] [--jobs 2]
+    python benchmarks/dqn_scores.py highway [--clips 1.0 0.5 0.1]
+    python benchmarks/dqn_scores.py lunar --table       # no training: the table and the figure of what is finished
+
+Every run is one process on one CPU thread; an interrupted run is resumed, a finished one is not repeated. What the
+"average smoothed reward" of the published tables is, their text and figures do not agree on, so all readings are given:
+
+    final           the last smoothed return of a training episode (ε-greedy), the reading to compare with
+    mean            the mean of the smoothed returns from the first update on, as the paper says
+    last 10%        the mean of the smoothed returns in the last tenth of the steps; raw: of the returns themselves
+    greedy          the mean return of 50 greedy episodes after training, the one to rank by
+    TD              the last smoothed TD loss
+
+Smoothing is TensorBoard's, 0.9 over episodes (returns) or log rows (losses).
+"""
+
+import argparse
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from common import ROOT, write
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+import records
+from config import parse
+from discrete import TRIVIAL
+from pictures import smoothed
+
+MIXERS = ("none", "lstm", "transformer", "mamba")
+
+
+class Experiment(NamedTuple):
+    env: str
+    clips: tuple[float, ...]
+    grid: int  # environment steps between points of a curve
+    published: dict[float, dict[str, tuple[float, float]]]  # clip -> model -> (reward, TD loss), 5 runs each
+
+
+EXPERIMENTS = {
+    "lunar": Experiment(
+        "LunarLander-v3",
+        (1.0,),
+        500,
+        {1.0: dict(zip(MIXERS, ((27.40, 0.0938), (99.60, 0.1444), (79.32, 0.7578), (224.68, 0.1183))))},
+    ),
+    "highway": Experiment(
+        "highway-fast-v0",
+        (1.0, 0.5, 0.1),
+        50,
+        {
+            1.0: dict(zip(MIXERS, ((16.47, 0.1471), (12.90, 0.0717), (16.63, 0.1648), (17.52, 0.0207)))),
+            0.5: dict(zip(MIXERS, ((17.09, 0.1368), (12.29, 0.0796), (15.82, 0.1509), (20.99, 0.0207)))),
+            0.1: dict(zip(MIXERS, ((15.87, 0.1427), (12.21, 0.0711), (16.66, 0.1467), (20.06, 0.0215)))),
+        },
+    ),
+}
+
+
+def train(flags: list[str], out: Path) -> None:
+    """Run the one run in `out`, or resume it, or leave it as it is if it is finished."""
+    if finished(out):
+        return
+    folders = sorted(p for p in out.iterdir() if (p / "last_checkpoint.pt").exists()) if out.exists() else []
+    argv = ["--resume", str(folders[-1])] if folders else [*flags, "--output_dir", str(out)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out.with_suffix(".log"), "a") as log:
+        subprocess.run([sys.executable, "trainer.py", *argv], cwd=ROOT, stdout=log, stderr=log, check=True)
+
+
+def finished(out: Path) -> list[dict]:
+    """The log of the run in `out` if its last step is made and judged, else nothing."""
+    for path in sorted(out.glob("*/log.jsonl"), reverse=True):
+        rows = records.read_log(path)
+        if rows and any(r["env_step"] == rows[0]["config"]["env_steps"] and "eval/return_mean" in r for r in rows):
+            return rows
+    return []
+
+
+def readings(rows: list[dict]) -> dict[str, float]:
+    """Every reading of one finished run."""
+    cfg = rows[0]["config"]
+    steps, returns = zip(*[(r["env_step"], r["episode/return"]) for r in rows if "episode/return" in r])
+    steps, raw, smooth = np.array(steps), np.array(returns), np.array(smoothed(returns))
+    late, learning = steps >= 0.9 * cfg["env_steps"], steps >= cfg["learn_start"]
+    judged = [r for r in rows if "eval/return_mean" in r][-1]
+    chosen = {k.removeprefix("eval/"): v for k, v in judged.items() if k.startswith("eval/")}
+    speeds = [r["steps_per_s"] for r in rows if r.get("updates_per_s")]
+    return {
+        "final_smoothed": smooth[-1],
+        "mean_smoothed_window": smooth[learning].mean(),
+        "mean_smoothed_last10pct": smooth[late].mean(),
+        "raw_mean_last10pct": raw[late].mean(),
+        "greedy_eval_mean": judged["eval/return_mean"],
+        "td_final_smoothed": smoothed([r["loss/td"] for r in rows if "loss/td" in r])[-1],
+        "td_unweighted_final_smoothed": smoothed([r["loss/td_unweighted"] for r in rows if "loss/td" in r])[-1],
+        "greedy": chosen,
+        "episodes": len(raw),
+        "steps_per_s_median": statistics.median(speeds),
+        "seconds": rows[-1]["seconds"],
+    }
+
+
+def curve(rows: list[dict], key: str, grid: np.ndarray) -> np.ndarray:
+    """One run's smoothed `key` on the grid; nothing before its first and behind its last point."""
+    steps, values = zip(*[(r["env_step"], r[key]) for r in rows if key in r])
+    return np.interp(grid, steps, smoothed(values), left=np.nan, right=np.nan)
+
+
+def draw(name: str, experiment: Experiment, runs: dict[tuple[str, float], list[list[dict]]]) -> Path:
+    """Reward above, TD loss below, a column a clip; mean over seeds and ± one standard deviation."""
+    clips = [c for c in experiment.clips if any((m, c) in runs for m in MIXERS)]
+    figure = Figure(figsize=(5.5 * len(clips) + 2, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, len(clips), squeeze=False, sharex=True)
+    for column, clip in enumerate(clips):
+        for i, mixer in enumerate(MIXERS):
+            logs = runs.get((mixer, clip), [])
+            for axis, key in zip(axes[:, column], ("episode/return", "loss/td")) if logs else ():
+                grid = np.arange(0, logs[0][0]["config"]["env_steps"] + 1, experiment.grid)
+                lines = np.stack([curve(rows, key, grid) for rows in logs])
+                there = ~np.isnan(lines).any(0)
+                if not there.any():  # a run shorter than the grid is fine
+                    continue
+                middle, spread = lines[:, there].mean(0), lines[:, there].std(0)
+                label = f"{mixer} ({len(logs)} seed{'s' * (len(logs) > 1)})"
+                axis.plot(grid[there], middle, color=f"C{i}", lw=1.3, label=label)
+                axis.fill_between(grid[there], middle - spread, middle + spread, color=f"C{i}", alpha=0.15, lw=0)
+        axes[0, column].set_title(f"{experiment.env}, gradient clip {clip:g}")
+        for policy, value in TRIVIAL[experiment.env].items():
+            axes[0, column].axhline(value, color="0.5", ls=":", lw=1)
+            axes[0, column].annotate(policy, (0, value), fontsize=7, color="0.4", va="bottom")
+        if axes[0, column].get_legend_handles_labels()[1]:
+            axes[0, column].legend(frameon=False, fontsize=8)
+        axes[1, column].set(yscale="log" if axes[1, column].lines else "linear", xlabel="environment steps")
+    axes[0, 0].set_ylabel("return of training episodes, smoothed")
+    axes[1, 0].set_ylabel("TD loss, smoothed")
+    for axis in axes.flat:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k")
+    path = ROOT / "benchmarks" / f"dqn_{name}.png"
+    with records.replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110)
+    return path
+
+
+def row_of(experiment: Experiment, mixer: str, clip: float, logs: list[list[dict]]) -> dict:
+    """A row of the table: every reading by seed, its mean and its spread."""
+    each = [readings(rows) for rows in logs]
+    row = {"mixer": mixer, "grad_clip": clip, "seeds": [rows[0]["config"]["seed"] for rows in logs]}
+    for key in each[0]:
+        values = [r[key] for r in each]
+        row[key] = {"by_seed": values}
+        if key != "greedy":
+            row[key]["mean"] = statistics.mean(values)
+            row[key]["std"] = statistics.stdev(values) if len(values) > 1 else None
+    row["published_reward"], row["published_td"] = experiment.published[clip][mixer]
+    return row
+
+
+def markdown(rows: list[dict]) -> str:
+    """The table for people."""
+    keys = ["final_smoothed", "mean_smoothed_window", "mean_smoothed_last10pct", "raw_mean_last10pct"]
+    lines = ["| model | clip | seeds | published | final | mean | last 10% | raw | greedy | published TD | TD |"]
+    lines.append("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    for r in rows:
+        spread = lambda k: f" ± {r[k]['std']:.1f}" if r[k]["std"] is not None else ""  # noqa: B023, E731
+        cells = [r["mixer"], f"{r['grad_clip']:g}", str(len(r["seeds"])), f"{r['published_reward']:.2f}"]
+        cells += [f"{r[k]['mean']:.1f}{spread(k)}" for k in [*keys, "greedy_eval_mean"]]
+        cells += [f"{r['published_td']:.4f}", f"{r['td_final_smoothed']['mean']:.4f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("--mixers", nargs="+", choices=MIXERS, default=MIXERS)
+    parser.add_argument("--clips", nargs="+", type=float)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "dqn_scores")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--flags", default="", help='more flags of trainer.py for every run: --flags="--d_state 16"')
+    args = parser.parse_args()
+    experiment, out = EXPERIMENTS[args.experiment], args.out / args.experiment
+    place = lambda mixer, clip, seed: out / f"{mixer}-clip{clip:g}-s{seed}"  # noqa: E731
+    common = ["--agent", "dqn", "--env", experiment.env, "--threads", "1", "--device", "cpu", "--no_tensorboard"]
+    common += shlex.split(args.flags)
+    parse(common)  # a wrong flag is found before the first run
+
+    def run(seed: int, clip: float, mixer: str) -> None:
+        start, own = time.time(), ["--mixer", mixer, "--grad_clip", str(clip), "--seed", str(seed)]
+        train([*common, *own], place(mixer, clip, seed))
+        print(f"{mixer}, clip {clip:g}, seed {seed}: finished ({time.time() - start:.0f} s)", flush=True)
+
+    if not args.table:
+        with ThreadPoolExecutor(args.jobs) as pool:
+            jobs = [
+                pool.submit(run, seed, clip, mixer)
+                for seed in args.seeds
+                for clip in args.clips or experiment.clips
+                for mixer in args.mixers
+            ]
+            for job in jobs:
+                job.result()
+
+    runs = {}
+    for clip in experiment.clips:
+        for mixer in MIXERS:
+            logs = [finished(p) for p in sorted(out.glob(f"{mixer}-clip{clip:g}-s*")) if p.is_dir()]
+            if logs := [rows for rows in logs if rows]:
+                runs[mixer, clip] = logs
+    if not runs:
+        raise SystemExit(f"no finished run in {out}")
+    table = [row_of(experiment, *key, logs) for key, logs in runs.items()]
+    result = {"env": experiment.env, "flags": common, "trivial_policies": TRIVIAL[experiment.env], "rows": table}
+    print(markdown(table))
+    print(draw(args.experiment, experiment, runs), write(f"dqn_{args.experiment}", result))
+
+
+if __name__ == "__main__":
+    main()
