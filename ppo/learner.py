@@ -298,7 +298,8 @@ class PPO(nn.Module):
 
     def describe(self) -> str:
         """Size, place, whose policy, and what a time limit is to it."""
-        cfg, count = self.cfg, sum(p.numel() for net in sum(self.policy.parts(), []) for p in net.parameters())
+        cfg, (encoder, head) = self.cfg, self.policy.parts()
+        count = sum(p.numel() for net in (*encoder, *head) for p in net.parameters())
         data, system = cfg.policy["data"], cfg.policy["system"]
         whose = f"{system} of {data['name']}" if data else f"new {cfg.mixer}"
         limit = "bootstraps" if self.bootstraps() else "is an end"

@@ -4,6 +4,7 @@ import json
 import math
 import signal
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,7 +182,7 @@ def test_windows_of_a_rollout_never_cross_an_episode():
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_what_is_learned_from_is_what_was_acted_on(system, checkpoint):
-    """P1 and P4: gathered windows hold the very tokens, and the ratio is one, in every iteration, after learning too."""
+    """P1 and P4: gathered windows hold the very tokens, and the ratio is one, after learning too."""
     agent, envs, memory = begin(
         init=checkpoint(system), value_warmup=1, warm_enough=1.0, target_kl=0.0, lr_encoder=1e-3
     )
@@ -273,7 +274,7 @@ def test_judged_before_the_first_step_it_is_the_offline_agent(system, checkpoint
     """P7, and that a checkpoint of PPO's is whole: it wakes where the offline one has gone, which it left as it was."""
     path = tmp_path / "ppo.pt"
     init = checkpoint(system)
-    before = open(init, "rb").read()
+    before = Path(init).read_bytes()
     agent, envs, memory = begin(init=init)
     offline, _ = utils.load(init)
     want = utils.evaluate(offline, lambda mode: Slope(), 3, 5)
@@ -281,7 +282,7 @@ def test_judged_before_the_first_step_it_is_the_offline_agent(system, checkpoint
     assert np.array_equal(want.returns, got.returns)
     practise(agent, envs, memory, 32)
     utils.save(path, agent, {"data": {}})
-    assert open(init, "rb").read() == before
+    assert Path(init).read_bytes() == before
     (tmp_path / f"{system}.pt").unlink()
     twin, _ = utils.load(path)
     assert np.array_equal(*(utils.evaluate(a, lambda mode: Slope(), 3, 5).returns for a in (agent, twin)))
@@ -380,24 +381,24 @@ def test_a_weak_policy_gets_better_and_never_much_worse(tmp_path):
     for seed in range(3):
         torch.manual_seed(seed)
         agent, envs, memory = begin(
-            spec_of(2, 1), lambda: Slope(20, 2), init=init, n_steps=64, num_envs=4, batch_size=64, epochs=4, env_steps=6144,
-            lr_encoder=1e-3, lr_head=1e-3, lr_value=3e-3, kl_end=5.0, target_kl=0.03, value_warmup=3,
+            spec_of(2, 1), lambda: Slope(20, 2), init=init, n_steps=32, num_envs=8, batch_size=64, epochs=4,
+            env_steps=6144, lr_encoder=2e-3, lr_head=2e-3, lr_value=3e-3, kl_end=5.0, target_kl=0.03, value_warmup=3,
         )  # fmt: skip
         scores = [deterministic(agent)]
         for _ in range(3):
-            practise(agent, envs, memory, 512)
+            practise(agent, envs, memory, 192)
             scores.append(deterministic(agent))
-        assert scores[-1] > scores[0] + 2 and min(scores) > scores[0] - 2, scores
+        assert scores[-1] > scores[0] + 1.5 and min(scores) > scores[0] - 1, scores
 
 
 def test_a_new_mlp_solves_it_too():
     """P6 by the same code."""
     agent, envs, memory = begin(
-        spec_of(2, 1), lambda: Slope(20, 2), init="none", n_steps=64, num_envs=4, batch_size=64, epochs=4, env_steps=12_288,
-        lr_encoder=3e-3, lr_head=3e-3, lr_std=3e-3, lr_value=3e-3,
+        spec_of(2, 1), lambda: Slope(20, 2), init="none", n_steps=32, num_envs=8, batch_size=64, epochs=4,
+        env_steps=12_288, lr_encoder=3e-3, lr_head=3e-3, lr_std=3e-3, lr_value=3e-3,
     )  # fmt: skip
     before = deterministic(agent)
-    practise(agent, envs, memory, 3072)
+    practise(agent, envs, memory, 1536)
     assert deterministic(agent) > max(before + 5, 5)
     assert agent.policy.normal.std[0] != 1 and agent.anchor is None and agent.experience.data is None
 
