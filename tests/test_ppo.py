@@ -381,12 +381,12 @@ def test_a_weak_policy_gets_better_and_never_much_worse(tmp_path):
     for seed in range(3):
         torch.manual_seed(seed)
         agent, envs, memory = begin(
-            spec_of(2, 1), lambda: Slope(20, 2), init=init, n_steps=32, num_envs=8, batch_size=64, epochs=4,
-            env_steps=6144, lr_encoder=2e-3, lr_head=2e-3, lr_value=3e-3, kl_end=5.0, target_kl=0.03, value_warmup=3,
+            spec_of(2, 1), lambda: Slope(20, 2), init=init, n_steps=32, num_envs=8, batch_size=64, epochs=8,
+            env_steps=8192, lr_encoder=2e-3, lr_head=2e-3, lr_value=3e-3, kl_end=5.0, target_kl=0.05, value_warmup=3,
         )  # fmt: skip
         scores = [deterministic(agent)]
         for _ in range(3):
-            practise(agent, envs, memory, 192)
+            practise(agent, envs, memory, 224)
             scores.append(deterministic(agent))
         assert scores[-1] > scores[0] + 1.5 and min(scores) > scores[0] - 1, scores
 
