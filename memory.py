@@ -169,6 +169,8 @@ def remember(memory: Memory, state: Tensor) -> tuple[Tensor, Memory]:
 def recall(memory: Memory) -> Tensor:
     """The window (n, K, S) that ends in the newest state."""
     k = memory.states.shape[1]
+    if k == 1:
+        return memory.states
     places = window(torch.full_like(memory.seen, k - 1), k - memory.seen, k)
     return memory.states.gather(1, places[..., None].expand_as(memory.states))
 

@@ -11,7 +11,7 @@ from agent import Spec
 from config import PPOConfig
 from learn import Frozen, Graphed, Moments, clip, detach, weigh
 from memory import Rollout, Step, Turn, renew
-from ppo.objective import Experience, Lesson, advantages, gaussian_kl, log_density
+from ppo.objective import Experience, Lesson, advantages, discounted, gaussian_kl, log_density
 from ppo.policies import SEES_TIME, config_in, load_into, open_cloned, orthogonal, policy_of, tanh_layers
 
 CALIBRATED, TUNED, NEW = (0.05, 0.3), (0.05, 0.5), (0.05, 2.0)  # bounds of sigma, in half ranges of the action
@@ -171,9 +171,7 @@ class PPO(nn.Module):
             after = torch.where(goes_on, self.value_behind(step), 0.0)
         memory, choice, logp = self.acted
         seen.rollout.add(Turn(self.policy.trace(memory), seen.t, step.state, choice, logp, step.reward, over, after))
-        discounted = self.cfg.gamma * seen.discounted + step.reward
-        self.returns.add(discounted)
-        seen.discounted, seen.t = torch.where(over, 0.0, discounted), torch.where(over, 0, seen.t + 1)
+        seen.t = torch.where(over, 0, seen.t + 1)
         self.steps += len(step.reward)
 
     def bootstraps(self) -> bool:
@@ -203,8 +201,10 @@ class PPO(nn.Module):
         for _ in range(cfg.epochs):
             self.far.zero_()
             order = torch.randperm(len(whole.t), device=self.device)
-            for places in order.split(cfg.batch_size):
-                yield self.lesson(whole, places)
+            mixed = pytree.tree_map(lambda x: x[order], whole)  # noqa: B023  used at once
+            for start in range(0, len(order), cfg.batch_size):
+                here = slice(start, start + cfg.batch_size)
+                yield self.lesson(pytree.tree_map(lambda x: x[here], mixed), order[here])  # noqa: B023
             if not warming and cfg.target_kl and self.far[0].item() > cfg.target_kl * minibatches:
                 break
         self.finish(progress, minibatches)
@@ -235,6 +235,8 @@ class PPO(nn.Module):
                 "the rollout's windows are wrong"
             )
         value = self.value(seen).squeeze(-1).unflatten(0, now.t.shape)
+        past, self.experience.discounted = discounted(now.reward, now.over, self.experience.discounted, cfg.gamma)
+        self.returns.add(past.flatten())
         reward = (now.reward / (self.returns.var + 1e-8).sqrt()).clamp(-REWARD_CLIP, REWARD_CLIP)
         advantage = advantages(reward, value, now.over, now.after, cfg.gamma, cfg.gae_lambda)
         target = advantage + value
@@ -248,12 +250,11 @@ class PPO(nn.Module):
         parts = flat.choice, flat.logp, advantage.flatten(), target.flatten(), torch.cat(offline) if offline else ()
         return Lesson((), flat.t, seen, *parts, ())
 
-    def lesson(self, whole: Lesson, places: Tensor) -> Lesson:
-        """The minibatch of these places (B,), with windows and with data to clone."""
+    def lesson(self, part: Lesson, places: Tensor) -> Lesson:
+        """The minibatch that lies at these places (B,), with its windows and with data to clone."""
         data = self.experience.data
-        picked = pytree.tree_map(lambda x: x[places], whole)
         cloned = data.sample(self.cfg.bc_batch) if data and self.cfg.bc_coef else ()
-        return picked._replace(view=self.experience.rollout.views(places), data=cloned)
+        return part._replace(view=self.experience.rollout.views(places), data=cloned)
 
     def update(self, batch: Lesson) -> dict[str, Tensor]:
         """One gradient step; while the value warms up, of the value alone."""
@@ -328,7 +329,7 @@ class PPO(nn.Module):
     def forsake(self, lost: Tensor) -> None:
         """Abandoned episodes (n,) end where they are, worth there what they were thought to be worth."""
         seen = self.experience
-        seen.t, seen.discounted = torch.where(lost, 0, seen.t), torch.where(lost, 0.0, seen.discounted)
+        seen.t = torch.where(lost, 0, seen.t)
         rollout, now = seen.rollout, seen.rollout.now()
         if rollout.count:
             i, n = rollout.count - 1, rollout.n
@@ -336,6 +337,8 @@ class PPO(nn.Module):
             value = self.value(self.sights(z, now.state[i], now.t[i])).squeeze(-1)
             now.after[i] = torch.where(lost & ~now.over[i], value, now.after[i])
             now.over[i] |= lost
+        else:
+            seen.discounted = torch.where(lost, 0.0, seen.discounted)
 
     @torch.no_grad()
     def act(self, state: Tensor, reward: Tensor, memory, explore: bool = False):

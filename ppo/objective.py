@@ -34,6 +34,15 @@ def advantages(reward: Tensor, value: Tensor, over: Tensor, after: Tensor, gamma
     return out
 
 
+def discounted(reward: Tensor, over: Tensor, start: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Sums of discounted rewards of the past (T, n), whose spread is the scale of rewards; and the next start (n,)."""
+    out = torch.empty_like(reward)
+    for i, gained in enumerate(reward):
+        out[i] = gained + gamma * start
+        start = torch.where(over[i], 0.0, out[i])
+    return out, start
+
+
 class Lesson(NamedTuple):
     """A minibatch of an iteration. B batch."""
 
@@ -54,7 +63,7 @@ class Experience:
     def __init__(self, rollout: Rollout, data: Windows | Spans | None):
         self.rollout, self.data = rollout, data
         self.t = torch.zeros_like(rollout.turns.t[0])  # (n,) steps of the episodes
-        self.discounted = torch.zeros_like(rollout.turns.reward[0])  # (n,) sum of discounted rewards, backwards
+        self.discounted = torch.zeros_like(rollout.turns.reward[0])  # (n,) what `discounted` begins the rollout with
 
     def state_dict(self) -> dict:
         own = {"rollout": self.rollout.state_dict(), "t": self.t, "discounted": self.discounted}
