@@ -371,6 +371,9 @@ def refuse(cfg: PPOConfig) -> None:
             f"an iteration of n_steps * num_envs = {steps} steps is longer than env_steps = {cfg.env_steps}: "
             "nothing would be learned"
         )
+    low, high = TUNED if cfg.policy["data"] else NEW
+    if cfg.sigma is not None and not low <= cfg.sigma <= high:
+        raise ValueError(f"sigma = {cfg.sigma} is not within {low} and {high}, which bound it while it is learned")
     if cfg.precision == "bf16":
         raise ValueError("ppo compares probabilities to 1 in 1,000, and bf16 knows 1 in 100: take --precision fp32")
     if cfg.inference != "window":

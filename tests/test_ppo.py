@@ -480,6 +480,7 @@ def test_a_run_can_be_stopped_resumed_and_judged(system, checkpoint, tmp_path, m
         ({"env_steps": 16}, "nothing would be learned"),
         ({"precision": "bf16"}, "take --precision fp32"),
         ({"inference": "recurrent"}, "acts and learns on windows"),
+        ({"sigma": 0.9}, "is not within 0.05 and 0.5"),
         ({"dataset": "missing.hdf5"}, "--bc_coef 0 --sigma 0.1 does without data"),
         ({"clip_eps": -1}, "clip_eps"),
         ({"init": "none", "env": "humanoid"}, "unknown env"),
