@@ -36,7 +36,7 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
     if "behaviour_score" in head:
         text = f"mean of the data {head['behaviour_score']:.1f}"
         score_axis.axhline(head["behaviour_score"], color="0.4", ls="--", lw=1, label=text)
-    steps, returns = series("episode/return")
+    steps, returns = series("episode/return" if key == "eval/return_mean" else "episode/score")
     if steps:
         score_axis.plot(steps, returns, ".", ms=2, color="0.75", zorder=0, label="training episodes")
         score_axis.plot(steps, smoothed(returns), lw=1.2, color="C1", label="the same, smoothed (0.9)")

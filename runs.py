@@ -208,6 +208,8 @@ class OnlineRun(Run):
 
     def row_of(self, episode: Ended) -> dict:
         row = {"return": episode.total, "length": episode.length, "terminated": float(episode.terminated)}
+        if self.world.score:
+            row["score"] = self.world.score(episode.total)
         return {f"episode/{k}": v for k, v in row.items()}
 
     def source(self, name: str) -> dict:

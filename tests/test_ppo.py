@@ -447,6 +447,7 @@ def test_a_run_can_be_stopped_resumed_and_judged(system, checkpoint, tmp_path, m
     rows = records.read_log(folder / "log.jsonl")
     evaluated = [r["env_step"] for r in rows if "eval/score" in r]
     assert evaluated == ([64, 128, 160] if system == "none" else [0, 64, 128, 160])
+    assert any("episode/score" in r for r in rows)
     assert rows[0]["score_name"] == "online score" and (folder / "training_curves.png").stat().st_size > 5_000
     assert any("policy/kl" in r for r in rows) and ("bc_coef" in rows[-2] or "bc_coef" in rows[-3])
     capsys.readouterr()
