@@ -24,6 +24,10 @@ and, if it learns online (it has no `data` then):
     restart(memory, over, goal=None) -> memory  forget the rows whose episode is over (n,)
     status() -> dict                 numbers for a row of the log: where schedules stand, how full a buffer is
     forsake(lost) -> None            episodes (n,) are abandoned without an end: nothing may be learned across that
+    prepare(experience) -> None      if something is to be done before the first step of a fresh run
+    continues                        True if it was trained before: it is then judged before the first step, too
+
+Settings that imply others (a checkpoint to begin with) go through the module's `settle(cfg) -> cfg`, if it has one.
 
 An agent is an nn.Module with `cfg`, `spec`, `updates` (how many it has made) and its optimisers as attributes; online,
 also with `steps`, how many environment steps it has observed. Acting in a loop happens in training mode.
@@ -40,7 +44,7 @@ import d4rl_utils
 from config import BambaConfig
 from learn import Frozen, Graphed, adamw, clip, detach, set_rate, td_target, weigh
 from mamba import describe_backend
-from memory import Memory, Window, Windows, forget, remember
+from memory import Memory, Window, Windows, forget, recall, remember
 from model import Encoder, Normaliser, TwinQ, mlp
 
 
@@ -199,8 +203,38 @@ class Bamba(nn.Module):
     @torch.no_grad()
     def act(self, state: Tensor, reward: Tensor, memory: Memory, explore: bool = False) -> tuple[Tensor, Memory]:
         """Raw states (n, S) -> deterministic actions (n, A), and the memory one step on. `reward` is not needed."""
-        states, memory = remember(memory, state)
-        return self.policy(self.encoder(self.normal(states))), memory
+        memory = self.see(state, reward, memory)
+        action, _ = self.look(self.view(memory))
+        return action, self.did(memory, action)
+
+    def see(self, state: Tensor, reward: Tensor, memory: Memory) -> Memory:
+        """Take in the present."""
+        return remember(memory, state)[1]
+
+    def view(self, memory: Memory) -> tuple[Tensor]:
+        """The window that `look` wants: raw states (n, K, S)."""
+        return (recall(memory),)
+
+    def look(self, view: tuple[Tensor], t: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The action (B, A) for the present of windows, and its embedding (B, D). The time `t` is not looked at."""
+        z = self.encoder(self.normal(view[0]))
+        return self.policy(z), z
+
+    def did(self, memory: Memory, action: Tensor) -> Memory:
+        """Actions leave no trace."""
+        return memory
+
+    def trace(self, memory: Memory) -> tuple[Tensor]:
+        """What the step just done, (n, S), adds to views."""
+        return (memory.states[:, -1],)
+
+    def miss(self, b: Window) -> Tensor:
+        """Mean squared distance from the recorded actions, by action dim. (A,)"""
+        return (self.look((b.states,))[0] - b.action).square().mean(0)
+
+    def parts(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """What an action comes from: the nets up to the embedding, and the head on it."""
+        return [self.encoder], [self.actor]
 
 
 def check_body(env: str, spec: Spec, state: int, action: int) -> None:
@@ -220,7 +254,11 @@ def data(cfg: BambaConfig, device: torch.device | str, seed: int) -> tuple[Windo
 
 def world(cfg) -> World:
     """The environment that the data were recorded in."""
-    stage = d4rl_utils.open_environment(cfg)
+    return world_on(d4rl_utils.open_environment(cfg))
+
+
+def world_on(stage: d4rl_utils.Stage) -> World:
+    """What there is to know of it."""
     env = stage.make()
     spec, fps = Spec(*d4rl_utils.boxes_of(env)), d4rl_utils.frames_per_second(env)
     env.close()

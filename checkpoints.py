@@ -16,7 +16,7 @@ from records import replacing
 FORMAT = 1  # of checkpoints; raise it when old ones cannot be woken any more
 SYSTEMS = {"bamba": ("agent", "Bamba")}  # name -> module and class; config.CONFIGS has the config class
 SYSTEMS |= dict.fromkeys(("dt", "dmamba", "dm"), ("decision", "Decision")) | {"dqn": ("dqn", "DQN")}
-SYSTEMS |= {"opso": ("opso", "Opso"), "opso_online": ("opso.online", "OpsoOnline")}
+SYSTEMS |= {"opso": ("opso", "Opso"), "opso_online": ("opso.online", "OpsoOnline"), "ppo": ("ppo", "PPO")}
 
 
 def system_of(name: str) -> tuple:

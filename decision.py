@@ -133,6 +133,11 @@ class Policy(nn.Module):
         return h[:, 2], layers
 
 
+def push(past: Tensor, new: Tensor) -> Tensor:
+    """(n, k, ...) with the oldest out and `new` (n, ...) in."""
+    return torch.cat([past[:, 1:], new[:, None]], 1)
+
+
 class Memory(NamedTuple):
     """What is carried from step to step, for n environments. k is K with windows, 1 with states."""
 
@@ -282,17 +287,50 @@ class Decision(nn.Module):
     @torch.no_grad()
     def act(self, state: Tensor, reward: Tensor, memory: Memory, explore: bool = False) -> tuple[Tensor, Memory]:
         """Raw states (n, S), and the rewards (n,) of the last actions -> actions (n, A), the memory one step on."""
+        memory = self.see(state, reward, memory)
+        if self.cfg.inference == "window":
+            action, _ = self.look(self.view(memory), memory.t)
+        else:
+            h, layers = self.go_on(memory)
+            action, memory = self.bounded(self.policy.action(h)), memory._replace(layers=layers)
+        return action, self.did(memory, action)
+
+    def see(self, state: Tensor, reward: Tensor, memory: Memory) -> Memory:
+        """Take in the present, before there is an action."""
         paid = (memory.t > 0) & (not self.cfg.delayed_reward)  # late rewards leave the return-to-go as it was
         wanted = torch.where(paid, memory.wanted - reward, memory.wanted)
-        push = lambda past, new: torch.cat([past[:, 1:], new[:, None]], 1)  # noqa: E731
         rtg, states = push(memory.rtg, wanted / SCALE), push(memory.states, self.normal(state))
-        if self.cfg.inference == "window":
-            blank = torch.zeros_like(memory.actions[:, 0])  # the present step has no action yet
-            h, layers = self.look_back(rtg, states, push(memory.actions, blank), memory.t), ()
-        else:
-            h, layers = self.go_on(rtg, states, memory)
-        action = self.bounded(self.policy.action(h))
-        return action, Memory(wanted, memory.t + 1, rtg, states, push(memory.actions, action), layers)
+        return memory._replace(wanted=wanted, rtg=rtg, states=states)
+
+    def view(self, memory: Memory) -> tuple[Tensor, ...]:
+        """The window that `look` wants (n, K, ...): returns-to-go, states, actions, the newest last.
+
+        Places before the episode's start, and that of the action to come, hold anything.
+        """
+        return memory.rtg, memory.states, push(memory.actions, torch.zeros_like(memory.actions[:, 0]))
+
+    def look(self, view: tuple[Tensor, ...], t: Tensor) -> tuple[Tensor, Tensor]:
+        """The action (B, A) for the present of windows, and what is known there (B, D). t (B,): steps of the episode"""
+        h = self.look_back(*view, t)
+        return self.bounded(self.policy.action(h)), h
+
+    def did(self, memory: Memory, action: Tensor) -> Memory:
+        """The memory one step on: `action` (n, A) was taken."""
+        return memory._replace(t=memory.t + 1, actions=push(memory.actions, action))
+
+    def trace(self, memory: Memory) -> tuple[Tensor, ...]:
+        """What the step just done, each (n, ...), adds to views."""
+        return memory.rtg[:, -1], memory.states[:, -1], memory.actions[:, -1]
+
+    def miss(self, b: Span) -> Tensor:
+        """Mean squared distance from the recorded actions, by action dim. (A,)"""
+        error = (self.read(b, self.policy)[1] - b.actions).square()
+        return (error * b.mask[..., None]).sum((0, 1)) / b.mask.sum().clamp_min(1.0)
+
+    def parts(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """What an action comes from: the nets up to the embedding that `look` gives, and the head on it."""
+        p = self.policy
+        return [p.embeds, p.refine, p.time, p.norm, p.trunk], [p.action]
 
     def look_back(self, rtg: Tensor, states: Tensor, actions: Tensor, t: Tensor) -> Tensor:
         """The last K steps anew: what is known at s_t (n, D). The windows are left-aligned, as in training."""
@@ -303,17 +341,17 @@ class Decision(nn.Module):
         h = self.policy(rtg[rows, places], states[rows, places], actions[rows, places], steps)
         return h[rows[:, 0], seen[:, 0] - 1, 1]
 
-    def go_on(self, rtg: Tensor, states: Tensor, memory: Memory) -> tuple[Tensor, tuple]:
+    def go_on(self, memory: Memory) -> tuple[Tensor, tuple]:
         """From the carried layers: what is known at s_t (n, D), the next layers."""
         t, k = memory.t, self.cfg.context_length
-        now = rtg[:, 0], states[:, 0], memory.actions[:, 0], t
+        now = memory.rtg[:, 0], memory.states[:, 0], memory.actions[:, 0], t
         if self.cfg.inference == "recurrent":
-            return self.policy.advance(*now, memory.layers, (t == 0).to(rtg.dtype))
+            return self.policy.advance(*now, memory.layers, (t == 0).to(now[0].dtype))
         # Staggered: two states run side by side, each begun anew every K steps, half of K apart; the older one is read.
         alone = torch.stack([t % k == 0, (t == 0) | (t % k == k // 2)], 1).flatten()  # (2n,)
         forget = lambda x: torch.where(alone.view(-1, *[1] * (x.dim() - 2)), 0.0, x.flatten(0, 1))  # noqa: E731
         twice = [x.repeat_interleave(2, 0) for x in now]
-        h, layers = self.policy.advance(*twice, pytree.tree_map(forget, memory.layers), alone.to(rtg.dtype))
+        h, layers = self.policy.advance(*twice, pytree.tree_map(forget, memory.layers), alone.to(now[0].dtype))
         h, layers = h.unflatten(0, (-1, 2)), pytree.tree_map(lambda x: x.unflatten(0, (-1, 2)), layers)
         return torch.where((t % k < k // 2)[:, None], h[:, 1], h[:, 0]), layers
 

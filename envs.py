@@ -71,7 +71,8 @@ class Envs:
         return Step(before, action, self.reward, next_state, *self.as_tensor(over)), ended
 
     def as_tensor(self, x: np.ndarray) -> Tensor:
-        return torch.from_numpy(x).to(self.device)
+        """On the device; MuJoCo's float64 as the float32 that agents learn in."""
+        return torch.from_numpy(x.astype(np.float32) if x.dtype == np.float64 else x).to(self.device)
 
     def close(self) -> None:
         for env in self.envs:

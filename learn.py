@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 
 def td_target(reward: Tensor, alive: Tensor, next_q: Tensor, gamma: float) -> Tensor:
@@ -42,6 +43,27 @@ class Frozen(nn.Module):
     def follow(self, online: nn.Module, tau: float) -> None:
         """Polyak average: mine ← (1 − τ)·mine + τ·online, all parameters in one call."""
         torch._foreach_lerp_(list(self.net.parameters()), [p.detach() for p in online.parameters()], tau)
+
+
+class Moments(nn.Module):
+    """Running mean and variance of rows (N, *shape), exact over all that were added (Chan et al. 1979)."""
+
+    def __init__(self, *shape: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("var", torch.zeros(shape))
+        self.register_buffer("count", torch.zeros(()))
+
+    @torch.no_grad()
+    def add(self, rows: Tensor) -> None:
+        n = len(rows)
+        total = self.count + n
+        far = rows.mean(0) - self.mean
+        self.var.copy_(
+            (self.var * self.count + rows.var(0, correction=0) * n + far**2 * self.count * n / total) / total
+        )
+        self.mean.add_(far * n / total)
+        self.count.copy_(total)
 
 
 def adamw(nets: Iterable[nn.Module], weight_decay: float, device: torch.device) -> torch.optim.AdamW:
@@ -136,8 +158,8 @@ class Graphed:
         if self.fn_is_eager(variant):
             return self.aside(batch, variant)
         if self.inputs is None:
-            self.inputs = type(batch)(*(torch.empty_like(x) for x in batch))
-        torch._foreach_copy_(list(self.inputs), list(batch))
+            self.inputs = pytree.tree_map(torch.empty_like, batch)
+        torch._foreach_copy_(pytree.tree_leaves(self.inputs), pytree.tree_leaves(batch))
         if variant not in self.graphs and not self.capture(variant):
             return self.fn(batch, variant)
         graph, out = self.graphs[variant]

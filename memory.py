@@ -5,6 +5,8 @@ episode's start repeat its first state, as frame stacks do, so there is no paddi
 on exactly what it meets when it acts. `window` is that rule; `Windows` applies it to recorded rows, `remember` to live
 ones.
 
+Agents that learn from their own recent experience keep a rollout: `Rollout` gathers from it the windows they acted on.
+
 Return-conditioned agents learn from spans: up to K steps that start anywhere, left-aligned, right-padded under a mask.
 A causal model's outputs at real steps do not see what stands behind them.
 """
@@ -160,9 +162,80 @@ def remember(memory: Memory, state: Tensor) -> tuple[Tensor, Memory]:
     """Take in the present (n, S); returns the window (n, K, S) that ends in it, and the memory one step on."""
     k = memory.states.shape[1]
     states = torch.cat([memory.states[:, 1:], state[:, None]], 1)
-    seen = (memory.seen + 1).clamp_max(k)
-    places = window(torch.full_like(seen, k - 1), k - seen, k)
-    return states.gather(1, places[..., None].expand_as(states)), Memory(states, seen)
+    memory = Memory(states, (memory.seen + 1).clamp_max(k))
+    return recall(memory), memory
+
+
+def recall(memory: Memory) -> Tensor:
+    """The window (n, K, S) that ends in the newest state."""
+    k = memory.states.shape[1]
+    if k == 1:
+        return memory.states
+    places = window(torch.full_like(memory.seen, k - 1), k - memory.seen, k)
+    return memory.states.gather(1, places[..., None].expand_as(memory.states))
+
+
+class Turn(NamedTuple):
+    """One step of n environments, as the policy gradient wants it."""
+
+    trace: tuple[Tensor, ...]  # each (n, ...)  what it adds to the windows that end here and later
+    t: Tensor  # (n,) long  steps of the episode before it
+    state: Tensor  # (n, S)  raw
+    choice: Tensor  # (n, A)  the action as drawn
+    logp: Tensor  # (n,)  log density of that draw
+    reward: Tensor  # (n,)  raw
+    over: Tensor  # (n,) bool  the episode ends here
+    after: Tensor  # (n,)  the value of what follows, where this rollout does not hold it or nothing follows
+
+
+class Rollout:
+    """The last `steps` turns of n environments, behind them the K - 1 before, which the first windows reach into.
+
+    like: a turn, for shapes, dtypes and device.
+    """
+
+    def __init__(self, steps: int, k: int, like: Turn):
+        self.steps, self.k, self.n, self.count = steps, k, len(like.t), 0
+        self.turns = pytree.tree_map(lambda x: x.new_zeros(k - 1 + steps, *x.shape), like)
+
+    @property
+    def full(self) -> bool:
+        return self.count == self.steps
+
+    def add(self, turn: Turn) -> None:
+        """ValueError if there is no room: `turn_over` comes first."""
+        if self.full:
+            raise ValueError(f"the rollout holds its {self.steps} turns already")
+        row = self.k - 1 + self.count
+        for room, new in zip(pytree.tree_leaves(self.turns), pytree.tree_leaves(turn)):
+            room[row] = new
+        self.count += 1
+
+    def now(self) -> Turn:
+        """The turns of this rollout, each field (steps, n, ...)."""
+        return pytree.tree_map(lambda x: x[self.k - 1 :], self.turns)
+
+    def views(self, places: Tensor) -> tuple[Tensor, ...]:
+        """The windows (B, K, ...) that end in the turns `places` (B,) of the flattened (steps * n). Those of an episode
+        that is younger than K repeat its first turn."""
+        row, lane = places // self.n + self.k - 1, places % self.n
+        rows = window(row, row - self.turns.t[row, lane], self.k) * self.n + lane[:, None]
+        pick = lambda x: x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)  # noqa: E731
+        return tuple(pick(x) for x in self.turns.trace)
+
+    def turn_over(self) -> None:
+        """Make room; the newest K - 1 turns stay in reach."""
+        for room in pytree.tree_leaves(self.turns):
+            room[: self.k - 1] = room[self.steps :].clone()
+        self.count = 0
+
+    def state_dict(self) -> dict:
+        return {"count": self.count, "turns": pytree.tree_leaves(self.turns)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.count = state["count"]
+        for mine, theirs in zip(pytree.tree_leaves(self.turns), state["turns"], strict=True):
+            mine.copy_(theirs)
 
 
 def renew(memory, fresh, over: Tensor):

@@ -30,10 +30,13 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
         score_axis.fill_between(
             updates, np.subtract(scores, spread), np.add(scores, spread), color="C0", alpha=0.15, lw=0
         )
+    if updates and updates[0] == 0:
+        score_axis.axhline(scores[0], color="0.4", ls="--", lw=1, label=f"before the first step {scores[0]:.1f}")
+        score_axis.axhline(0.8 * scores[0], color="0.4", ls=":", lw=1, label="80% of that")
     if "behaviour_score" in head:
         text = f"mean of the data {head['behaviour_score']:.1f}"
         score_axis.axhline(head["behaviour_score"], color="0.4", ls="--", lw=1, label=text)
-    steps, returns = series("episode/score") if series("episode/score")[0] else series("episode/return")
+    steps, returns = series("episode/return" if key == "eval/return_mean" else "episode/score")
     if steps:
         score_axis.plot(steps, returns, ".", ms=2, color="0.75", zorder=0, label="training episodes")
         score_axis.plot(steps, smoothed(returns), lw=1.2, color="C1", label="the same, smoothed (0.9)")
@@ -55,8 +58,9 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
                 ("loss/action", "action"),
                 ("loss/state", "next state"),
                 ("loss/reward", "reward"),
+                ("loss/value", "value"),
+                ("loss/anchor", "KL to the offline policy, weighted"),
                 ("loss/return", "next return-to-go"),
-                ("loss/value", "V"),
                 ("loss/nce", "InfoNCE"),
                 ("loss/align", "alignment"),
                 ("loss/propose", "proposal"),
@@ -66,14 +70,16 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
         ),
         (
             q_axis,
-            "Q",
+            "V" if any("value/mean" in r for r in rows) else "Q",
             [
                 ("critic/q", "Q(s, a) of the data"),
                 ("actor/q_pi", "Q(s, π(s))"),
                 ("critic/target", "target"),
                 ("value/q", "Q(z, z', z_g) of the data"),
                 ("value/v", "V(z, z_g)"),
+                ("value/mean", "V(s)"),
                 ("value/target", "target"),
+                ("value/explained", "share of the target's variance that V explains"),
             ],
             False,
         ),
@@ -84,6 +90,10 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
                 ("actor/clone", "cloning error"),
                 ("policy/clone", "cloning error"),
                 ("policy/to_past", "distance to the past policy"),
+                ("policy/kl", "KL to the policy that acted"),
+                ("policy/kl_offline", "KL to the offline policy"),
+                ("sigma", "sigma"),
+                ("gradient/policy", "gradient norm"),
                 ("gradient/rest", "gradient norm"),
                 ("gradient/all", "gradient norm"),
                 ("gradient/judges", "gradient norm, encoder and values"),

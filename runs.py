@@ -31,6 +31,8 @@ class Run:
     def __init__(self, cfg, checkpoint: Path | None = None):
         """checkpoint: continue it, exactly, in its own folder; else begin in a new one."""
         module, system, _ = utils.system_of(cfg.agent)
+        if hasattr(module, "settle") and not checkpoint:
+            cfg = module.settle(cfg)
         if cfg.wandb and not importlib.util.find_spec("wandb"):
             raise ValueError("--wandb needs the wandb package: pip install wandb")
         self.cfg, self.device = cfg, machine.pick_device(cfg.device)
@@ -182,34 +184,23 @@ class OnlineRun(Run):
 
     unit = "env_step"
 
-    def __init__(self, cfg, checkpoint: Path | None = None):
-        module = utils.system_of(cfg.agent)[0]
-        self.before = None  # the checkpoint's dictionary of what this agent goes on from, if it does
-        if hasattr(cfg, "init") and not checkpoint:
-            path = module.find_init(cfg)
-            self.before = utils.read_checkpoint(path)
-            cfg = module.adopt(cfg, self.before)
-            print(f"goes on from {path}, {self.before['updates']:,} updates")
-        if hasattr(cfg, "init"):
-            self.curves = "online_training_curves.png"
-        super().__init__(cfg, checkpoint)
-
     @property
     def now(self) -> int:
         return self.agent.steps
 
     def open(self, module) -> None:
         self.data = {"name": self.world.name, "source": "online"}
-        if self.before:
-            self.data["before"] = self.before["run"]["data"]
+        if hasattr(self.cfg, "before"):  # it goes on from a training on data, which lend their name to its scores
+            self.data["before"] = self.cfg.before
+        self.curves = getattr(module, "CURVES", self.curves)
         self.headline = utils.headline_name(self.world, utils.source_of(self.data))
         self.envs = Envs(self.world.make, self.cfg.num_envs, self.seeds["env"], self.device)
         self.about, self.origin = f"in {self.world.name}", f"learned in  {self.world.name}"
 
     def prepare(self) -> dict:
-        if self.before:
-            self.agent.inherit(self.before["agent"])
         self.agent.gather(self.cfg.num_envs, self.seeds["data"])
+        if hasattr(self.agent, "prepare"):
+            self.agent.prepare(self.agent.experience)
         self.memory = self.agent.reset(self.cfg.num_envs, self.envs.goal)
         self.trivial = self.world.trivial() if self.world.trivial else {}
         return {"trivial": self.trivial}

@@ -80,6 +80,8 @@ def train_online(run: OnlineRun) -> int:
         tqdm(total=total, initial=run.now, unit="step", smoothing=0.05, mininterval=0.5) as bar,
     ):
         agent.train()
+        if getattr(agent, "continues", False) and cfg.eval_every and not run.scores:
+            note[run.headline] = f"{run.evaluate():.1f}"  # what it must not fall below
         while run.now < total:
             before = run.now
             run.step()

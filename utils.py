@@ -170,7 +170,7 @@ def headline(row: dict[str, float]) -> float:
 
 def headline_name(world, source: str) -> str:
     """What that number is called after learning from data of this source: only D4RL's own give a "D4RL score"."""
-    return (D4RL_NAMES | OGBENCH_NAMES | {"online": "score"})[source] if world.score else "return"
+    return (D4RL_NAMES | OGBENCH_NAMES)[source] if world.score else "return"
 
 
 def source_of(data: dict) -> str:

@@ -13,7 +13,8 @@ from config.command_line import CONFIGS, PRESETS, WORLDS, groups_of, parse, read
 from config.decision import DMambaConfig, DMConfig, DTConfig
 from config.dqn import DQNConfig
 from config.opso import OPSOConfig, OPSOOnlineConfig
+from config.ppo import MLPConfig, PPOConfig
 
 __all__ = ["CONFIGS", "PRESETS", "WORLDS", "BambaConfig", "DMConfig", "DMambaConfig", "DQNConfig", "DTConfig"]
-__all__ += ["OPSOConfig", "OPSOOnlineConfig"]
+__all__ += ["MLPConfig", "OPSOConfig", "OPSOOnlineConfig", "PPOConfig"]
 __all__ += ["groups_of", "parse", "readme_table", "word_after"]

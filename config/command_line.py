@@ -4,15 +4,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields, make_dataclass
 
-from config import bamba, decision, dqn, opso
+from config import bamba, decision, dqn, opso, ppo
 from config.bamba import BambaConfig
 from config.decision import DMambaConfig, DMConfig, DTConfig
 from config.dqn import DQNConfig
 from config.opso import OPSOConfig, OPSOOnlineConfig
+from config.ppo import PPOConfig
 
 CONFIGS = {"bamba": BambaConfig, "dt": DTConfig, "dmamba": DMambaConfig, "dm": DMConfig, "dqn": DQNConfig}
-CONFIGS |= {"opso": OPSOConfig, "opso_online": OPSOOnlineConfig}
-PRESETS = bamba.PRESETS | decision.PRESETS | dqn.PRESETS | opso.PRESETS
+CONFIGS |= {"opso": OPSOConfig, "opso_online": OPSOOnlineConfig, "ppo": PPOConfig}
+PRESETS = bamba.PRESETS | decision.PRESETS | dqn.PRESETS | opso.PRESETS | ppo.PRESETS
 WORLDS = {"dqn": dqn.WORLDS}  # agent -> environment -> where its settings start from
 
 
@@ -65,7 +66,8 @@ def readme_table() -> str:
     lines += ["\n**Where an agent starts from other defaults**\n", "| agent | |", "|---|---|"]
     for name, config in CONFIGS.items():
         groups = {f.name: f.default for g in groups_of(config) for f in fields(g)}
-        own = [f"`{f.name}` {shown(f.default)}" for f in fields(config) if f.default != groups[f.name]]
+        flags = [f for f in fields(config) if f.name in groups]
+        own = [f"`{f.name}` {shown(f.default)}" for f in flags if f.default != groups[f.name]]
         lines += [f"| `{name}` | {', '.join(w for w in own if not w.startswith('`agent`'))} |"] if own else []
     lines += [
         "\n**Where an environment makes an agent start from other defaults**\n",

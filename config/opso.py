@@ -187,6 +187,7 @@ class OPSOOnlineConfig(Exploration, Cadence, Online, Core):
     buffer_size: int = 1_000_000
     learn_start: int = 1000
     train_every: int = 4
+    before: dict | None = None  # no flag: what phase 1 learned from, as `settle` found it
 
 
 SMALL = {"d_model": 64, "n_layers": 1, "tau": 0.01, "num_epochs": 60, "eval_freq": 5, "save_freq": 10}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
-Agent = Literal["bamba", "dt", "dmamba", "dm", "dqn", "opso", "opso_online"]
+Agent = Literal["bamba", "dt", "dmamba", "dm", "dqn", "opso", "opso_online", "ppo"]
 Preset = Literal["none", "quick", "small", "base", "upstream"]
 
 
@@ -151,6 +151,7 @@ AT_LEAST_1 = (
 )
 AT_LEAST_1 += ("env_steps", "num_envs", "log_every", "buffer_size", "train_every", "num_updates", "target_every")
 AT_LEAST_1 += ("eps_decay", "per_beta_steps", "embed_dim", "ff_dim")
+AT_LEAST_1 += ("n_steps", "epochs", "value_dim", "bc_batch")
 AT_LEAST_0 = (
     "local_transitions",
     "warmup_steps",
@@ -169,16 +170,21 @@ AT_LEAST_0 += ("td_clip", "per_alpha", "per_eps", "drift_coef")
 AT_LEAST_1 += ("proposal_steps", "schedule_episodes")
 AT_LEAST_0 += ("max_episodes", "random_steps", "beta_v", "beta_n", "beta_a", "nce_bank", "temperature", "max_weight")
 AT_LEAST_0 += ("lambda_q", "q_candidates", "focal_alpha", "focal_gamma", "sigma_start", "sigma_end")
+AT_LEAST_0 += ("clip_eps", "target_kl", "entropy_coef", "value_coef", "value_warmup", "lr_encoder", "lr_head", "lr_std")
+AT_LEAST_0 += ("lr_value", "kl_coef", "kl_start", "kl_end", "bc_coef")
 SHARES = ("expectile", "inverse_fraction", "goal_current", "goal_trajectory", "policy_trajectory", "offline_share")
-RANGES = dict.fromkeys(AT_LEAST_1, (1, None)) | dict.fromkeys(AT_LEAST_0, (0, None)) | {"gamma": (0, 1), "tau": (0, 1)}
-RANGES |= dict.fromkeys(("beta_cap", "eps_start", "eps_end", "per_beta", *SHARES), (0, 1))
+SHARES += ("beta_cap", "eps_start", "eps_end", "per_beta", "gae_lambda", "value_into_encoder", "gamma", "tau")
+RANGES = dict.fromkeys(AT_LEAST_1, (1, None)) | dict.fromkeys(AT_LEAST_0, (0, None)) | dict.fromkeys(SHARES, (0, 1))
+RANGES |= {"sigma": (1e-3, 10)}
 
 
 def check_ranges(cfg) -> None:
     """ValueError for a number that makes no sense, with its range."""
     for f in fields(cfg):
         value, (low, high) = getattr(cfg, f.name), RANGES.get(f.name, (None, None))
-        if value is not None and ((low is not None and not value >= low) or (high is not None and not value <= high)):
+        if value is None:  # the agent knows what to take
+            continue
+        if (low is not None and not value >= low) or (high is not None and not value <= high):
             wanted = f"at least {low}" if high is None else f"from {low} to {high}"
             raise ValueError(f"{f.name} = {value} makes no sense: take {wanted}")
 

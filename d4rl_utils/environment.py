@@ -48,10 +48,15 @@ def open_environment(cfg) -> Stage:
         score, scale = minari_data.scale_of(found)
         make = lambda render_mode=None: minari_data.environment(found, render_mode)  # noqa: E731
         return Stage(found.env_spec.id, make, score, scale)
-    make = lambda render_mode=None: make_env(want.env, version, render_mode)  # noqa: E731
-    if want.env in BODIES:
-        return Stage(f"{want.env} {version}", make, functools.partial(d4rl_score, want.env), "D4RL's scale")
-    return Stage(want.env, make, None, "")
+    return open_stage(want.env, version)
+
+
+def open_stage(env: str, version: str = "v4") -> Stage:
+    """The environment `env` of `make_env`. Nothing is made yet."""
+    make = lambda render_mode=None: make_env(env, version, render_mode)  # noqa: E731
+    if env in BODIES:
+        return Stage(f"{env} {version}", make, functools.partial(d4rl_score, env), "D4RL's scale")
+    return Stage(env, make, None, "")
 
 
 def make_env(env: str, version: str = "v4", render_mode: str | None = None):

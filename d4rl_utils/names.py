@@ -22,6 +22,7 @@ REFERENCE_RETURNS = {
 # What the score of an agent may be called, by the source of what it learned from. Only the first belongs in a table of
 # D4RL's scores, whatever scale the others are on.
 SCORE_NAMES = {"d4rl": "D4RL score", "local": "local score", "custom": "custom score", "minari": "Minari score"}
+SCORE_NAMES |= {"online": "online score"}
 
 # Transitions of D4RL's medium-replay files; the local sets of all other types have 1M (D4RL's: 1M, medium-expert 2M).
 REPLAY_TRANSITIONS = {"hopper": 402_000, "walker2d": 302_000, "halfcheetah": 202_000, "ant": 302_000}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from agent import Spec
+from checkpoints import read_checkpoint
 from config import OPSOConfig, OPSOOnlineConfig
 from learn import due
 from memory import Step, renew
@@ -26,8 +27,9 @@ from ogbench_utils.segments import Lived, Segments
 from opso.places import data, goals, world
 from opso.system import Memory, Opso, labelled_share
 
-__all__ = ["OpsoOnline", "Spec", "adopt", "find_init", "world"]
+__all__ = ["CURVES", "OpsoOnline", "Spec", "settle", "world"]
 
+CURVES = "online_training_curves.png"
 STEPS = {"pointmaze": 1000, "antmaze": 1000, "humanoidmaze": 2000}  # of an episode, if its goal is not reached
 ADOPTED = ("context_length", "d_model", "n_layers", "mixer", "d_state", "d_conv", "expand", "headdim", "pool", "rope")
 ADOPTED += ("hidden_dim", "head_norm", "proposal_steps", "proposer", "nce_bank", "inverse_data", "inverse_fraction")
@@ -68,9 +70,9 @@ class OpsoOnline(Opso):
         self.steps, self.experience = 0, None
         self.register_buffer("acted", torch.zeros(2))  # explored steps, and those toward the goal, since the last row
 
-    def inherit(self, weights: dict[str, Tensor]) -> None:
-        """Everything that phase 1 learned."""
-        self.load_state_dict({**weights, "acted": self.acted})
+    def prepare(self, experience: Experience) -> None:
+        """Everything that phase 1 learned, the normaliser too."""
+        self.load_state_dict({**read_checkpoint(self.cfg.init)["agent"], "acted": self.acted})
 
     def gather(self, n: int, seed: int) -> None:
         """No episodes yet, of n environments; the offline data are opened."""
@@ -141,6 +143,14 @@ def schedule(start: float, end: float, i: int, over: int) -> float:
 
 
 # -- where it begins -----------------------------------------------------------------------------
+
+
+def settle(cfg: OPSOOnlineConfig) -> OPSOOnlineConfig:
+    """The settings with what `init` implies. ValueError as `find_init`, `read_checkpoint` and `adopt`."""
+    path = find_init(cfg)
+    part = read_checkpoint(path)
+    print(f"goes on from {path}, {part['updates']:,} updates")
+    return replace(adopt(cfg, part), init=str(path), before=part["run"]["data"])
 
 
 def find_init(cfg: OPSOOnlineConfig) -> Path:

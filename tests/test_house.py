@@ -9,11 +9,11 @@ from dataclasses import fields
 import pytest
 from conftest import ROOT
 
-from config import CONFIGS, parse, readme_table
+from config import CONFIGS, groups_of, parse, readme_table
 
 FLOORS = [
     {"config", "machine", "records", "files"},
-    {"scan", "learn", "memory", "downloads", "workers"},
+    {"scan", "learn", "memory", "downloads", "workers", "checkpoints"},
     {"mamba", "replay", "envs"},
     {"grained", "mixers"},
     {"model"},
@@ -21,14 +21,15 @@ FLOORS = [
     {"ogbench_utils"},
     {"agent", "discrete"},
     {"decision", "dqn", "opso"},
-    {"pictures", "checkpoints"},
+    {"ppo"},
+    {"pictures"},
     {"utils"},
     {"runs"},
     {"trainer"},
     {"offline_trainer", "online_trainer"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
-PACKAGES = ("config", "d4rl_utils", "ogbench_utils", "opso")
+PACKAGES = ("config", "d4rl_utils", "ogbench_utils", "opso", "ppo")
 FILES = sorted([*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))])
 
 
@@ -62,7 +63,7 @@ class Wall:
         if name in {"gymnasium", "mujoco", "ogbench", "h5py", "tyro", "tqdm", "matplotlib", "tensorboard"}:
             raise ImportError(f"{name} was imported")
 sys.meta_path.insert(0, Wall())
-import agent, decision, dqn, opso, opso.online, replay
+import agent, decision, dqn, opso, opso.online, ppo, replay
 """
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -85,7 +86,7 @@ def test_readme_has_the_settings():
     table = readme_table()
     assert table in (ROOT / "README.md").read_text()
     for config in CONFIGS.values():
-        assert all(f"| `{f.name}` |" in table for f in fields(config))
+        assert all(f"| `{f.name}` |" in table for group in groups_of(config) for f in fields(group))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
