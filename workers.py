@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -86,6 +87,11 @@ def starting_workers() -> Iterator[None]:
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     before, main = {name: os.environ.get(name) for name in names}, sys.modules["__main__"]
     os.environ.update(dict.fromkeys(names, "1"))
+    # A Ctrl-C is kept for later: it would leave a worker half begun. The mask alone is not enough, as it is this
+    # thread's, and the signal may come to one of BLAS's.
+    heard, listening = [], threading.current_thread() is threading.main_thread()
+    if listening:
+        handler = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
     if hasattr(signal, "pthread_sigmask"):  # children inherit the mask
         resource_tracker.ensure_running()  # else the first child would start it, and it unmasks SIGINT
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -98,5 +104,9 @@ def starting_workers() -> Iterator[None]:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
-        if hasattr(signal, "pthread_sigmask"):  # last: a Ctrl-C that came meanwhile may raise here
+        if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if listening:
+            signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
+            if heard:
+                signal.raise_signal(signal.SIGINT)

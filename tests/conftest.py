@@ -1,5 +1,6 @@
 """Small worlds and small data for every test."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; its children would be deaf too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from config import BambaConfig  # noqa: E402
 
