@@ -9,6 +9,7 @@ from conftest import ROOT
 
 from d4rl_utils import BODIES, DATASET_TYPES, d4rl_score
 from d4rl_utils.names import DIMS, REFERENCE_RETURNS, REGISTRY, check_name, split_name
+from downloads import Entry
 
 TSV = ROOT.parent / "shared" / "reference_data" / "d4rl_v2_checksums.tsv"
 
@@ -23,8 +24,11 @@ def test_every_body_and_type_has_a_file():
 def test_the_registry_is_the_published_table():
     with open(TSV) as f:
         rows = list(csv.DictReader(f, delimiter="\t"))
-    table = {r["dataset"]: (int(r["bytes"]), r["sha256"], r["file"], (r["url_primary"], r["url_mirror"])) for r in rows}
-    assert {name: tuple(entry) for name, entry in REGISTRY.items()} == table
+    table = {
+        r["dataset"]: Entry(int(r["bytes"]), r["sha256"], r["file"], (r["url_primary"], r["url_mirror"]), "D4RL")
+        for r in rows
+    }
+    assert table == REGISTRY
 
 
 @pytest.mark.parametrize("env", BODIES)
