@@ -158,6 +158,7 @@ def row_of(experiment: Experiment, mixer: str, clip: float, logs: list[list[dict
     """A row of the table: every reading by seed, its mean and its spread."""
     each = [readings(rows) for rows in logs]
     row = {"mixer": mixer, "grad_clip": clip, "seeds": [rows[0]["config"]["seed"] for rows in logs]}
+    row["compiled"] = [rows[0]["config"]["compile"] for rows in logs]
     for key in each[0]:
         values = [r[key] for r in each]
         row[key] = {"by_seed": values}
@@ -201,6 +202,7 @@ def main() -> None:
 
     def run(seed: int, clip: float, mixer: str) -> None:
         start, own = time.time(), ["--mixer", mixer, "--grad_clip", str(clip), "--seed", str(seed)]
+        own += ["--compile"] if mixer == "mamba" else []  # the others gain nothing by it
         train([*common, *own], place(mixer, clip, seed))
         print(f"{mixer}, clip {clip:g}, seed {seed}: finished ({time.time() - start:.0f} s)", flush=True)
 
