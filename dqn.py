@@ -196,10 +196,16 @@ class DQN(nn.Module):
         seen = "the newest observation" if cfg.mixer == "none" else f"{cfg.context_length} observations"
         return f"{count:,} parameters on {self.device}, {cfg.mixer} of {seen}"
 
+    @torch.no_grad()
     def status(self) -> dict[str, float]:
-        """Where the schedules stand, for a row of the log."""
+        """Where the schedules stand, for a row of the log, and the loss of transitions drawn without regard to it."""
         cfg, step = self.cfg, self.steps
-        return {"epsilon": exploration(cfg, step), "beta": correction(cfg, step), "replay/size": len(self.experience)}
+        told = {"epsilon": exploration(cfg, step), "beta": correction(cfg, step), "replay/size": len(self.experience)}
+        if self.updates:  # the trained loss hangs on priorities and weights: between models it compares nothing
+            b = self.experience.uniform(cfg.batch_size)
+            q = self.net.forward(b.states)[0].gather(1, b.action[:, None])[:, 0]  # once in a while: not compiled
+            told["loss/td_uniform"] = F.smooth_l1_loss(q, self.target(b)).item()
+        return told
 
     # -- how it acts -----------------------------------------------------------------------------
     def reset(self, n: int, goal: None = None) -> Memory:

@@ -139,6 +139,12 @@ class PrioritisedReplay:
         weight = (len(self) * self.tree.at(slot) / total) ** -beta
         return self.at(slot, (weight / weight.max()).float(), update)
 
+    def uniform(self, b: int) -> Sample:
+        """B transitions, each as likely as any other, all of weight 1."""
+        draw = torch.rand(2, b, dtype=torch.float64, device=self.frames.device, generator=self.generator)
+        lane, place = (draw * draw.new_tensor([[self.n], [len(self) // self.n]])).long()
+        return self.at(lane * self.each + place, torch.ones(b, device=draw.device))
+
     def at(self, slot: Tensor, weight: Tensor, update: int = 0) -> Sample:
         """The transitions in `slot` (B,)."""
         back = torch.arange(self.k - 1, -2, -1, device=slot.device)  # the next window needs one frame more

@@ -11,7 +11,8 @@ Every run is one process on one CPU thread; an interrupted run is resumed, a fin
     mean            the mean of the smoothed returns from the first update on, as the paper says
     last 10%        the mean of the smoothed returns in the last tenth of the steps; raw: of the returns themselves
     greedy          the mean return of 50 greedy episodes after training, the one to rank by
-    TD              the last smoothed TD loss
+    TD              the last smoothed TD loss; it hangs on priorities and weights, so between models it says nothing
+    TD uniform      the same of transitions drawn uniformly, without weights
 
 Smoothing is TensorBoard's, 0.9 over episodes (returns) or log rows (losses).
 """
@@ -103,6 +104,7 @@ def readings(rows: list[dict]) -> dict[str, float]:
         "greedy_eval_mean": judged["eval/return_mean"],
         "td_final_smoothed": smoothed([r["loss/td"] for r in rows if "loss/td" in r])[-1],
         "td_unweighted_final_smoothed": smoothed([r["loss/td_unweighted"] for r in rows if "loss/td" in r])[-1],
+        "td_uniform_final_smoothed": smoothed([r["loss/td_uniform"] for r in rows if "loss/td_uniform" in r])[-1],
         "greedy": chosen,
         "episodes": len(raw),
         "steps_per_s_median": statistics.median(speeds),
@@ -172,13 +174,16 @@ def row_of(experiment: Experiment, mixer: str, clip: float, logs: list[list[dict
 def markdown(rows: list[dict]) -> str:
     """The table for people."""
     keys = ["final_smoothed", "mean_smoothed_window", "mean_smoothed_last10pct", "raw_mean_last10pct"]
-    lines = ["| model | clip | seeds | published | final | mean | last 10% | raw | greedy | published TD | TD |"]
-    lines.append("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    lines = [
+        "| model | clip | seeds | published | final | mean | last 10% | raw | greedy | published TD | TD | TD uniform |"
+    ]
+    lines.append("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for r in rows:
         spread = lambda k: f" ± {r[k]['std']:.1f}" if r[k]["std"] is not None else ""  # noqa: B023, E731
         cells = [r["mixer"], f"{r['grad_clip']:g}", str(len(r["seeds"])), f"{r['published_reward']:.2f}"]
         cells += [f"{r[k]['mean']:.1f}{spread(k)}" for k in [*keys, "greedy_eval_mean"]]
-        cells += [f"{r['published_td']:.4f}", f"{r['td_final_smoothed']['mean']:.4f}"]
+        cells.append(f"{r['published_td']:.4f}")
+        cells += [f"{r[k]['mean']:.4f}" for k in ("td_final_smoothed", "td_uniform_final_smoothed")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

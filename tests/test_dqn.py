@@ -199,6 +199,23 @@ def test_updates_and_copies_keep_their_cadence(n):
     assert all(torch.equal(a, b) for a, b in zip(agent.slow.net.parameters(), live)) and agent.steps == 90
 
 
+def test_the_uniform_loss_looks_at_all_alike_and_learns_nothing():
+    agent = DQN(tiny(mixer="none", batch_size=64), SPEC)
+    agent.gather(2, 0)
+    told(agent, 9, 2)
+    assert "loss/td_uniform" not in agent.status()  # nothing is learned yet
+    agent.updates, net = 1, [p.clone() for p in agent.net.parameters()]
+    agent.experience.reprioritise(torch.arange(2), torch.full((2,), 1e6))  # as good as nothing else would be drawn
+    slots = torch.arange(2)[:, None] * agent.experience.each + torch.arange(9)
+    b = agent.experience.at(slots.flatten(), torch.ones(18))
+    each = torch.nn.functional.smooth_l1_loss(
+        agent.net(b.states)[0].gather(1, b.action[:, None])[:, 0], agent.target(b), reduction="none"
+    )
+    mean = np.mean([agent.status()["loss/td_uniform"] for _ in range(60)])
+    assert mean == pytest.approx(each.mean().item(), abs=5 * each.std().item() / 60)
+    assert all(torch.equal(a, b) for a, b in zip(agent.net.parameters(), net))
+
+
 @pytest.mark.parametrize("latent", ["store", "off", "refresh", "drift"])
 def test_modes_of_the_stored_latents(latent):
     """Only `drift` changes what is learned; what is stored is what was computed when acting."""
@@ -384,6 +401,36 @@ def only_run(out):
 def rows_of(folder) -> list[dict]:
     passing = ("seconds", "updates_per_s", "steps_per_s")
     return [{k: v for k, v in r.items() if k not in passing} for r in records.read_log(folder / "log.jsonl")]
+
+
+def lands(state: torch.Tensor) -> torch.Tensor:
+    """Gymnasium's own controller of the lander. (n, 8) -> (n,)"""
+    from gymnasium.envs.box2d.lunar_lander import LunarLander, heuristic
+
+    return torch.tensor([heuristic(LunarLander(), s) for s in state.numpy()])
+
+
+def brakes(state: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(state),), 4)
+
+
+@pytest.mark.parametrize(
+    "env, policy, episodes, low, high, outcome",
+    [
+        ("LunarLander-v3", lands, 20, 200, 300, "landed"),
+        ("highway-fast-v0", brakes, 8, 20, 22, "crash"),
+    ],
+)
+def test_the_judge_gives_known_policies_what_they_are_worth(env, policy, episodes, low, high, outcome):
+    """The lander's controller solves its task; who always brakes on the highway earns the published best of 21."""
+    place = open_discrete(env, False)
+    known = type("Known", (DQN,), {"act": lambda self, state, reward, memory: (policy(state), memory)})
+    agent = known(tiny(mixer="none"), Spec(place.state, place.actions, False))
+    row = utils.summary(utils.evaluate(agent, place.make, episodes, 0, outcome=place.outcome), None)
+    assert low < row["eval/return_mean"] < high and row["eval/episodes"] == episodes
+    assert row[f"eval/{outcome}"] >= 0.8 if outcome == "landed" else row[f"eval/{outcome}"] <= 0.1
+    if env == "highway-fast-v0":
+        assert row["eval/action_4"] == 1
 
 
 @every

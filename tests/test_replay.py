@@ -151,6 +151,19 @@ def test_weights_undo_the_draw():
     assert (mean - 1 / 20)[1:].abs().max() < 0.01  # with beta = 1 every transition counts the same (0 is hardly drawn)
 
 
+@pytest.mark.parametrize("steps", [7, 70])
+def test_uniform_draws_know_no_priority(steps):
+    """Nor what is not filled; three environments, so that slots are not one row."""
+    replay = replay_of(capacity=60, n=3)
+    play(replay, steps, 0.1)
+    replay.reprioritise(torch.arange(3), torch.full((3,), 1e6))
+    filled = min(steps, 20) * 3
+    batch = replay.uniform(100 * filled)
+    seen = torch.bincount(batch.slot, minlength=60)
+    assert (seen > 0).sum() == filled and batch.weight.eq(1).all()
+    assert (seen[seen > 0] - 100).abs().max() < 50  # five standard deviations
+
+
 def test_latents_age_and_are_renewed():
     replay = replay_of(latent=3)
     play(replay, 8, 0.2, latent=3)
