@@ -57,7 +57,7 @@ class StateModel:
     hidden_dim: int = 256
     """width of the heads"""
     head_norm: bool = True
-    """GELU and LayerNorm in the heads, as OGBench's agents have; off: ReLU, as published"""
+    """a LayerNorm behind every ReLU of the heads; off: ReLU alone, as published"""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class StateEncoder(nn.Module):
 class Head(nn.Module):
     """An MLP on several latents side by side. (..., widths) -> (..., out)
 
-    norm: GELU and LayerNorm behind every hidden layer, as OGBench's agents have; else ReLU, as published.
+    norm: a LayerNorm behind every ReLU; OGBench's agents have one behind a GELU, which takes a tenth of an update more.
     """
 
     def __init__(self, inputs: int, hidden: int, layers: int, out: int, norm: bool):
