@@ -84,6 +84,8 @@ class Losses:
     """tau_e: under-estimates of V cost this, over-estimates the rest; 0.5 is least squares"""
     tau: float = 0.005
     """share of the online nets that enters their slow copies after each update"""
+    value_sees: Literal["state", "history"] = "state"
+    """what Q and V are of: states alone, as goals are; or, as published, histories, which give the recorded way away"""
     value_leap: bool = True
     """V also learns from K recorded steps at once, where that is better than Q: values travel K times as fast"""
     beta_v: float = 1.0
@@ -196,6 +198,7 @@ QUICK = {**SMALL, "max_trajectories": 200, "num_epochs": 10, "eval_freq": 5, "nu
 UPSTREAM = {"context_length": 100, "batch_size": 128, "drop_p": 0.1, "pool": "attention", "rope": True}
 UPSTREAM |= {"head_norm": False, "tau": 0.01, "proposal_steps": 1, "temperature": 0.0, "weigh_inverse": False}
 UPSTREAM |= {"beta_v": 0.1, "beta_s": 1.0, "beta_r": 1.0, "beta_a": 0.1, "nce_bank": 10_000, "reward": "zero_one"}
+UPSTREAM |= {"value_sees": "history"}
 ONLINE = {k: SMALL[k] for k in ("d_model", "n_layers", "tau", "dataset")}
 PRESETS = {"opso": {"small": SMALL, "quick": QUICK, "upstream": UPSTREAM}}
 PRESETS["opso_online"] = {

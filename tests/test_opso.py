@@ -237,16 +237,35 @@ def test_acting_sees_the_histories_that_were_trained_on(maze_file, mixer, pool, 
     memory = agent.reset(1, data.states[:1])
     trained = agent.latents(states[None, : cfg.context_length], agent.slow_encoder)[0]
     for t in range(9):
-        z, memory = agent.look(states[t : t + 1], memory)
+        z, now, memory = agent.look(states[t : t + 1], memory)
         begin = max(0, t + 1 - cfg.context_length)
         alone = agent.latents(states[None, begin : t + 1], agent.slow_encoder)[0, -1]
         torch.testing.assert_close(z[0], alone)
+        torch.testing.assert_close(now, agent.reset(1, states[t : t + 1]).goal)  # values see it as they see a goal
         if t < cfg.context_length:
             torch.testing.assert_close(z[0], trained[t])
     other = states.clone()
     other[3:] = 7.0  # the future
     again = agent.latents(other[None, : cfg.context_length], agent.slow_encoder)[0]
     torch.testing.assert_close(again[:3], trained[:3])
+
+
+@pytest.mark.parametrize("sees", ["state", "history"])
+def test_values_see_a_states_history_only_if_they_are_told_to(maze_file, sees):
+    """A history gives the recorded way away: an expectile over it is no longer one over what was possible."""
+    cfg = tiny(value_sees=sees, beta_n=0.0)
+    agent = Opso(cfg, SPEC).eval()
+    data = sampler(maze_file, cfg)
+    agent.prepare(data)
+    b = data.sample(4)
+    other = b._replace(states=b.states.clone())
+    other.states[:, 0] += 3.0  # only the past of the places behind
+    last = torch.zeros_like(b.mask)
+    last[:, 2:] = b.mask[:, 2:]
+    one, two = (agent.losses(x._replace(mask=last))[1] for x in (b, other))
+    for key in ("critic", "value"):
+        assert torch.equal(one[f"loss/{key}"], two[f"loss/{key}"]) == (sees == "state")
+    assert not torch.equal(one["loss/propose"], two["loss/propose"])  # who acts sees histories
 
 
 def test_acting_is_a_function_of_what_was_seen_and_rows_do_not_mix(maze_file):
@@ -266,9 +285,9 @@ def test_acting_is_a_function_of_what_was_seen_and_rows_do_not_mix(maze_file):
 def test_selection_takes_the_candidate_that_q_likes_best(maze_file):
     agent = Opso(tiny(select="q", proposal_steps=1), SPEC).eval()
     z, goal = torch.randn(5, 16), torch.randn(5, 16)
-    best = agent.wanted(z, goal)
+    best = agent.wanted(z, z, goal)
     agent.cfg = replace(agent.cfg, select="proposer")
-    plain = agent.wanted(z, goal)
+    plain = agent.wanted(z, z, goal)
     score = lambda x: agent.slow_q(z, x, goal).amin(0)  # noqa: E731
     assert (score(best) >= score(plain)).all() and (score(best) >= score(goal)).all() and (best != plain).any()
 
