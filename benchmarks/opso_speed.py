@@ -74,7 +74,7 @@ def walk(state: int, action: int, rows: int = 20_000, length: int = 1000) -> Epi
 
 def ours(cfg: OPSOConfig, spec: Spec, repeats: int) -> float:
     agent = Opso(cfg, spec)
-    goals = Goals(cfg.goal_current, cfg.goal_trajectory, 1.0, cfg.gamma, 0.5)
+    goals = Goals(cfg.goal_current, cfg.goal_trajectory, 1.0, cfg.policy_near, cfg.gamma, 0.5)
     data = Recorded(walk(spec.state, spec.action), cfg.context_length, cfg.proposal_steps, goals, "cpu", 0)
     agent.prepare(data)
     step = lambda: agent.update(data.sample(cfg.batch_size))  # noqa: E731

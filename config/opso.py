@@ -28,10 +28,12 @@ class GoalData:
 
 @dataclass(frozen=True)
 class StateModel:
-    """the encoder of state histories"""
+    """the encoder of states and their histories"""
 
     context_length: int = 8
-    """T, trained steps of a segment, and states looked back at when acting"""
+    """T, trained steps of a segment; with --history also how many states are looked back at when acting"""
+    history: bool = False
+    """a latent is of the states so far, as published; else of one state: histories give the recorded way away"""
     d_model: int = 128
     """D, width of a latent"""
     n_layers: int = 2
@@ -72,6 +74,8 @@ class Goals:
     """share that lie ahead in the episode; the rest are any states of the data"""
     policy_trajectory: float | None = None
     """that share of the policy's goals; none: 1 for navigate, 0.5 for stitch, 0 for explore"""
+    policy_near: float = 0.5
+    """share of the policy's goals in the episode that lie as near as the values'; the rest: anywhere ahead"""
     reward: Literal["neg", "zero_one"] = "neg"
     """neg: -1 a step until the goal; zero_one: 1 there and 0 before"""
 
@@ -84,8 +88,6 @@ class Losses:
     """tau_e: under-estimates of V cost this, over-estimates the rest; 0.5 is least squares"""
     tau: float = 0.005
     """share of the online nets that enters their slow copies after each update"""
-    value_sees: Literal["state", "history"] = "state"
-    """what Q and V are of: states alone, as goals are; or, as published, histories, which give the recorded way away"""
     value_leap: bool = True
     """V also learns from K recorded steps at once, where that is better than Q: values travel K times as fast"""
     beta_v: float = 1.0
@@ -118,7 +120,7 @@ class Imitation:
     """K, how many steps on the proposed latent lies; 1 is published"""
     proposer: Literal["latent", "none"] = "latent"
     """latent: propose z*, then inverse dynamics; none: act on the goal directly, as GCIVL and cloning do"""
-    temperature: float = 3.0
+    temperature: float = 1.0
     """alpha in the weight exp(alpha * advantage) of proposals; 0 imitates all alike"""
     weigh_inverse: bool = True
     """weigh inverse dynamics so too"""
@@ -169,7 +171,15 @@ class Core(Imitation, Losses, Goals, StateModel, Machine, Judging, Descent, Goal
 
 
 @dataclass(frozen=True)
-class OPSOConfig(Training, Core):
+class Rest:
+    """how learning from data ends"""
+
+    lr_fall: float = 0.5
+    """share of the run, at its end, in which the learning rate falls linearly to 0; 0: it stays"""
+
+
+@dataclass(frozen=True)
+class OPSOConfig(Training, Rest, Core):
     """OPSO, phase 1: goal-conditioned values and proposals from states alone; actions by inverse dynamics."""
 
     agent: Agent = "opso"
@@ -198,7 +208,7 @@ QUICK = {**SMALL, "max_trajectories": 200, "num_epochs": 10, "eval_freq": 5, "nu
 UPSTREAM = {"context_length": 100, "batch_size": 128, "drop_p": 0.1, "pool": "attention", "rope": True}
 UPSTREAM |= {"head_norm": False, "tau": 0.01, "proposal_steps": 1, "temperature": 0.0, "weigh_inverse": False}
 UPSTREAM |= {"beta_v": 0.1, "beta_s": 1.0, "beta_r": 1.0, "beta_a": 0.1, "nce_bank": 10_000, "reward": "zero_one"}
-UPSTREAM |= {"value_sees": "history"}
+UPSTREAM |= {"history": True, "policy_near": 0.0}
 ONLINE = {k: SMALL[k] for k in ("d_model", "n_layers", "tau", "dataset")}
 PRESETS = {"opso": {"small": SMALL, "quick": QUICK, "upstream": UPSTREAM}}
 PRESETS["opso_online"] = {

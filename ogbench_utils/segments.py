@@ -5,9 +5,9 @@ it once; its output in place j is the latent of a history of j + 1 states, so ev
 training example, and short histories, which are all that there is early in an episode, are among them. Behind an
 episode's end its last row repeats: a causal encoder's outputs at real places do not see what stands behind them.
 
-Goals are drawn as OGBench draws them: the next state, one of the same episode's future (near ones more often, by the
-discount, for values; all alike for the policy), or any state of the data. A goal is reached when the next place (x, y)
-lies within the environment's tolerance of it.
+Goals are drawn as OGBench draws them: the next state, one of the same episode's future (near ones more often, by
+the discount, for values; all alike for the policy, of which a share `near` is drawn as for values), or any state of the
+data. A goal is reached when the next place (x, y) lies within the environment's tolerance of it.
 """
 
 from typing import NamedTuple
@@ -25,6 +25,7 @@ class Segments(NamedTuple):
     rows: Tensor  # (B, L) long  in the data; behind an episode's end its last row again
     mask: Tensor  # (B, T)  1 where a transition stands, 0 behind the episode's end
     ahead: Tensor  # (B, T) long  the place that lies K steps on, or at the episode's end if that is nearer
+    toward: Tensor  # (B, T) long  the same, or the place of the policy goal if that is nearer
     value_goals: Tensor  # (B, T, S)
     reached: Tensor  # (B, T)  1 where the next state is at the value goal
     future: Tensor  # (B, T)  1 where the value goal is a later state of the same episode
@@ -37,7 +38,8 @@ class Goals(NamedTuple):
 
     current: float  # the next state
     trajectory: float  # a future state of the episode, Geometric(1 - gamma) steps on; the rest: any row
-    policy_trajectory: float  # a future state, uniform; the rest: any row
+    policy_trajectory: float  # a future state; the rest: any row
+    near: float  # share of these that are Geometric(1 - gamma) steps on; the rest: uniform
     gamma: float
     tolerance: float  # of (x, y)
 
@@ -67,16 +69,19 @@ class Rows:
         mask = here < last
         ahead = torch.minimum(torch.arange(k, t + k, device=device)[None], last - starts[:, None])
 
-        u, kind = self.uniform(here.shape), self.uniform(here.shape)
-        leap = (u.log() / np.log(goals.gamma)).floor().long() + 1  # Geometric(1 - gamma), from 1
-        value_rows = torch.minimum(here + leap, last)
+        geometric = lambda: (self.uniform(here.shape).log() / np.log(goals.gamma)).floor().long() + 1  # noqa: E731
+        kind = self.uniform(here.shape)
+        value_rows = torch.minimum(here + geometric(), last)
         value_rows = torch.where(kind < goals.current, after, value_rows)
         anywhere = kind >= goals.current + goals.trajectory
         value_rows = torch.where(anywhere, self.any_row(here.shape), value_rows)
-        u = self.uniform(here.shape)
-        policy_rows = after + (u * (last - after + 1)).long()
+        policy_rows = after + (self.uniform(here.shape) * (last - after + 1)).long()
+        near_policy = self.uniform(here.shape) < goals.near
+        policy_rows = torch.minimum(torch.where(near_policy, here + geometric(), policy_rows), last)
+        steps = policy_rows - here
         anywhere_policy = self.uniform(here.shape) >= goals.policy_trajectory
-        policy_rows = torch.where(anywhere_policy, self.any_row(here.shape), torch.minimum(policy_rows, last))
+        toward = torch.where(anywhere_policy, ahead, torch.minimum(ahead, torch.arange(t, device=device) + steps))
+        policy_rows = torch.where(anywhere_policy, self.any_row(here.shape), policy_rows)
 
         take = lambda table, places: table.index_select(0, places.flatten()).unflatten(0, places.shape)  # noqa: E731
         states, value_goals = take(self.states, rows), take(self.states, value_rows)
@@ -87,6 +92,7 @@ class Rows:
             rows,
             mask.float(),
             ahead,
+            toward,
             value_goals,
             near.float(),
             (~anywhere).float(),

@@ -1,6 +1,6 @@
 """OPSO: offline pretraining from states alone, then imitation of what was learned by inverse dynamics.
 
-Goal-conditioned, with a sparse reward. A Mamba encoder turns histories of states into latents z. On them: what a move
+Goal-conditioned, with a sparse reward. A Mamba encoder turns states, or histories, into latents z. On them: what a move
 is worth, Q(z, z', z_g); its expectile V(z, z_g) (IQL's idea, Kostrikov et al. 2021, arXiv 2110.06169, on moves in
 place of actions, as in D3G, Edwards et al. 2020, arXiv 2002.09505); a proposer of the latent to be reached next; and
 inverse dynamics, the only part that sees actions: those of a share f of the offline episodes (`opso`), or those of
@@ -11,10 +11,14 @@ its own episodes (`opso_online`), where the encoder is frozen. Data, tasks and p
   2. a goal is any state, drawn as OGBench draws them, reached when (x, y) is within the environment's tolerance; only
      that ends the bootstrap (there: a window's last state, reached where the recording ends)
   3. segments: every place of a segment trains, not the last one of a window; no padding, so nothing can leak from it
-  4. one encoder call and one readout for training, goals and acting; acting sees the histories that were trained on
-  5. the proposal lies K = 10 steps ahead (published: 1), and proposals and actions are weighed by the advantage
+  4. one encoder call and one readout for training, goals and acting. A latent is of one state: a history tells where
+     the recorded controller was heading, so values of histories are values of its way, not of the best one, and a
+     policy of histories goes on as it went. With `history` acting sees the histories that were trained on
+  5. the proposal lies K = 10 steps ahead (published: 1), but not behind the goal; proposals and actions are weighed by
+     the advantage; half of the policy's goals are near
   6. the proposer sees the goal, inverse dynamics learns from true latents, Q is a judge of candidates (--select q)
-  7. V also takes K recorded steps at once where they promise more than Q (`value_leap`), and begins pessimistic
+  7. V also takes K recorded steps at once where they promise more than Q (`value_leap`), and begins pessimistic;
+     the learning rate falls to 0 at the end
   8. InfoNCE does not count neighbours in time as wrong answers; alignment is for goals ahead in the episode alone
 
 `nets` has the networks, `losses` the losses, `system` the agent of phase 1, `online` that of phase 2, `places` what

@@ -33,7 +33,7 @@ CURVES = "online_training_curves.png"
 STEPS = {"pointmaze": 1000, "antmaze": 1000, "humanoidmaze": 2000}  # of an episode, if its goal is not reached
 ADOPTED = ("context_length", "d_model", "n_layers", "mixer", "d_state", "d_conv", "expand", "headdim", "pool", "rope")
 ADOPTED += ("hidden_dim", "head_norm", "proposal_steps", "proposer", "nce_bank", "inverse_data", "inverse_fraction")
-ADOPTED += ("gamma", "reward", "value_sees")
+ADOPTED += ("gamma", "reward", "history")
 
 
 class Experience:
@@ -107,6 +107,10 @@ class OpsoOnline(Opso):
         over = min(cfg.schedule_episodes, cfg.max_episodes or cfg.schedule_episodes)
         return schedule(cfg.eps_start, cfg.eps_end, i, over), schedule(cfg.sigma_start, cfg.sigma_end, i, over)
 
+    def peak(self) -> float:
+        """The learning rate; who learns online never comes to rest."""
+        return self.cfg.learning_rate
+
     # -- how it acts -----------------------------------------------------------------------------
     def restart(self, memory: Memory, over: Tensor, goal: Tensor | None = None) -> Memory:
         """The memory with those rows empty whose episode is over (n,), and what is wanted in the next ones (n, S)."""
@@ -123,14 +127,14 @@ class OpsoOnline(Opso):
         if not explore:
             return super().act(state, reward, memory)
         n, like = len(state), memory.goal
-        z, now, memory = self.look(state, memory)
+        z, memory = self.look(state, memory)
         if self.steps < self.cfg.random_steps and not labelled_share(self.cfg):
             return self.middle + self.reach * (2 * torch.rand(n, self.spec.action, device=like.device) - 1), memory
         epsilon, sigma = self.exploration()
         toward = torch.rand(n, 1, device=like.device) < epsilon
         alpha = 0.2 + 0.8 * torch.rand(n, 1, device=like.device)
-        aim = now + alpha * (memory.goal - now)
-        wanted = torch.where(toward, aim, self.wanted(z, now, memory.goal))
+        aim = z + alpha * (memory.goal - z)
+        wanted = torch.where(toward, aim, self.wanted(z, memory.goal))
         action = self.action(z, wanted, memory.goal)
         action = action + sigma * self.reach * torch.randn_like(action)
         self.acted += torch.stack([torch.full_like(self.acted[0], n), toward.sum().to(self.acted)])

@@ -28,7 +28,9 @@ def goals(cfg) -> Goals:
     share = cfg.policy_trajectory
     if share is None:
         share = POLICY_TRAJECTORY[ogbench_utils.split_name(name).kind]
-    return Goals(cfg.goal_current, cfg.goal_trajectory, share, cfg.gamma, ogbench_utils.tolerance_of(name))
+    return Goals(
+        cfg.goal_current, cfg.goal_trajectory, share, cfg.policy_near, cfg.gamma, ogbench_utils.tolerance_of(name)
+    )
 
 
 def world(cfg) -> World:

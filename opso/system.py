@@ -17,9 +17,9 @@ from opso.losses import balance, cosine_step, expectile, info_nce, masked_mean, 
 from opso.nets import Head, StateEncoder, TwinValue
 
 NCE_DISCOUNT = 0.8  # a positive lies Geometric(1 - this) steps behind its anchor
-# Values begin as of goals this far away, as a share of the worst. Expectiles rise fast and fall slowly: from 0, far
-# goals would need most of a training to become far.
-FAR = 0.4
+# Values begin as of goals this far away, as a share of the worst. Expectiles rise fast and fall slowly: from 0, or from
+# half way, far goals would need most of a training to become far.
+FAR = 0.85
 STRAIGHT = 8  # candidates on the straight way to the goal, for --select q
 
 
@@ -74,15 +74,11 @@ class Opso(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16")
 
     def latents(self, states: Tensor, encoder: nn.Module) -> Tensor:
-        """Raw states (B, L, S) -> (B, L, D)"""
+        """Raw states (B, L, S) -> (B, L, D); of each state alone, unless histories are to be seen"""
+        x = self.normal(states)
         with self.precision():
-            return encoder(self.normal(states)).to(states.dtype)
-
-    def seen(self, states: Tensor, z: Tensor, encoder: nn.Module) -> Tensor:
-        """What the values see: each state alone, encoded as goals are; or its history. states (B, L, S), z (B, L, D)"""
-        if self.cfg.value_sees == "history":
-            return z
-        return self.latents(states.flatten(0, 1)[:, None], encoder)[:, 0].unflatten(0, states.shape[:2])
+            z = encoder(x) if self.cfg.history else encoder(x.flatten(0, 1)[:, None]).view(*x.shape[:2], -1)
+        return z.to(states.dtype)
 
     def action(self, z: Tensor, wanted: Tensor, goal: Tensor) -> Tensor:
         """Inverse dynamics: the first action of a move from z to `wanted`. (..., D) three times -> (..., A)"""
@@ -98,14 +94,12 @@ class Opso(nn.Module):
             slow_all = self.latents(b.states, self.slow_encoder)
             both = torch.cat([goals, b.policy_goals.flatten(0, 1)[:, None]])
             slow_goal, aim = self.latents(both, self.slow_encoder)[:, 0].chunk(2)
-            slow_seen = self.seen(b.states, slow_all, self.slow_encoder)
         if self.frozen:
-            z_all, seen, goal = slow_all, slow_seen, slow_goal
+            z_all, goal = slow_all, slow_goal
         else:
             z_all, goal = self.latents(b.states, self.encoder), self.latents(goals, self.encoder)[:, 0]
-            seen = self.seen(b.states[:, : t + 1], z_all, self.encoder)
-        z, after = rows(seen), rows(seen[:, 1:])
-        slow, slow_after = rows(slow_seen), rows(slow_seen[:, 1:])
+        z, after = rows(z_all), rows(z_all[:, 1:])
+        slow, slow_after = rows(slow_all), rows(slow_all[:, 1:])
         mask, reached = b.mask.flatten(), b.reached.flatten()
 
         with torch.no_grad():
@@ -113,14 +107,14 @@ class Opso(nn.Module):
             target = td_target(pay, 1 - reached, self.slow_v(slow_after, slow_goal).squeeze(-1), cfg.gamma)
             target = target.clamp(-1 / (1 - cfg.gamma), 0) if cfg.reward == "neg" else target.clamp(0, 1)
             slow_q = self.slow_q(slow, slow_after, slow_goal).amin(0)
-            better = self.leap(b, slow_seen, slow_goal, slow_q) if cfg.value_leap else slow_q
+            better = self.leap(b, slow_all, slow_goal, slow_q) if cfg.value_leap else slow_q
         q, v = self.q(z, after, goal), self.v(z, goal).squeeze(-1)
         logit = self.success(after, goal).squeeze(-1)
         self.pos_weight.copy_(balance(self.pos_weight, reached, mask))
         losses = {
             "critic": 2 * masked_mean(F.huber_loss(q, target.expand_as(q), reduction="none"), mask),
             "value": masked_mean(expectile(better, v, cfg.expectile), mask),
-            "state": masked_mean((self.predict(rows(z_all)) - rows(slow_all[:, 1:])).square().mean(-1), mask),
+            "state": masked_mean((self.predict(z) - slow_after).square().mean(-1), mask),
             "reward": masked_mean(success_error(logit, reached, self.pos_weight, cfg), mask),
         }
         weights = {"critic": 1.0, "value": cfg.beta_v, "state": cfg.beta_s, "reward": cfg.beta_r}
@@ -131,7 +125,7 @@ class Opso(nn.Module):
             trust = (slow_q - self.slow_v(slow, slow_goal).squeeze(-1)).exp().clamp_max(1).detach()
             losses["align"] = masked_mean(trust * cosine, mask * b.future.flatten() * long)
             weights["align"] = cfg.beta_a
-        imitation, metrics = self.imitation(b, rows(slow_all), slow_seen, aim, mask)
+        imitation, metrics = self.imitation(b, slow_all, aim, mask)
         losses |= imitation
         weights |= dict.fromkeys(imitation, 1.0)
         metrics |= {"value/q": masked_mean(q, mask), "value/v": masked_mean(v, mask)}
@@ -165,16 +159,13 @@ class Opso(nn.Module):
         later_rows, rows, mask = b.rows.gather(1, place).flatten(), b.rows[:, :t].flatten(), b.mask.flatten()
         return info_nce(z[:, :t].flatten(0, 1), later, rows, later_rows, mask, (self.bank, self.bank_rows), self.cfg)
 
-    def imitation(self, b: Segments, z: Tensor, seen: Tensor, aim: Tensor, mask: Tensor) -> tuple[dict, dict]:
-        """What proposes and what acts, on latents that do not learn from it.
-
-        z (N, D) of histories, seen (B, L, D) as the values see, aim (N, D), mask (N,)
-        """
+    def imitation(self, b: Segments, slow: Tensor, aim: Tensor, mask: Tensor) -> tuple[dict, dict]:
+        """What proposes and what acts, on latents that do not learn from it. slow (B, L, D), aim (N, D), mask (N,)"""
         cfg = self.cfg
-        now = seen[:, : cfg.context_length].flatten(0, 1)
-        ahead = seen.gather(1, b.ahead[..., None].expand(-1, -1, seen.shape[-1])).flatten(0, 1)
+        z = slow[:, : cfg.context_length].flatten(0, 1)
+        ahead = slow.gather(1, b.toward[..., None].expand(-1, -1, slow.shape[-1])).flatten(0, 1)
         with torch.no_grad():
-            gain = (self.slow_v(ahead, aim) - self.slow_v(now, aim)).squeeze(-1)
+            gain = (self.slow_v(ahead, aim) - self.slow_v(z, aim)).squeeze(-1)
             weight = (cfg.temperature * gain).exp().clamp_max(cfg.max_weight)
         losses, metrics = {}, {"policy/gain": masked_mean(gain, mask), "policy/weight": masked_mean(weight, mask)}
         if cfg.proposer == "latent":
@@ -182,7 +173,7 @@ class Opso(nn.Module):
             losses["propose"] = masked_mean(weight * (star - ahead).square().mean(-1), mask)
             if cfg.lambda_q:
                 still = {k: p.detach() for k, p in self.q.named_parameters()}
-                climbed = torch.func.functional_call(self.q, still, (now, star, aim)).amin(0)
+                climbed = torch.func.functional_call(self.q, still, (z, star, aim)).amin(0)
                 losses["propose"] = losses["propose"] - cfg.lambda_q * masked_mean(climbed, mask)
         else:
             ahead = aim
@@ -195,10 +186,16 @@ class Opso(nn.Module):
     # -- how it learns ---------------------------------------------------------------------------
     def update(self, batch: Segments) -> dict[str, Tensor]:
         """One gradient step."""
-        set_rate(self.optimiser, self.cfg.learning_rate, self.updates, self.cfg.warmup_steps)
+        set_rate(self.optimiser, self.peak(), self.updates, self.cfg.warmup_steps)
         metrics = self.descend(batch, None)
         self.updates += 1
         return metrics
+
+    def peak(self) -> float:
+        """The learning rate, but for its warm-up: acting is judged as it is last, so it comes to rest."""
+        cfg = self.cfg
+        left = max(0.0, 1 - self.updates / (cfg.num_epochs * cfg.updates_per_epoch))
+        return cfg.learning_rate * min(1.0, left / cfg.lr_fall) if cfg.lr_fall else cfg.learning_rate
 
     def descend(self, batch: Segments, variant: None) -> dict[str, Tensor]:
         self.optimiser.zero_grad()
@@ -246,29 +243,26 @@ class Opso(nn.Module):
     @torch.no_grad()
     def act(self, state: Tensor, reward: Tensor, memory: Memory, explore: bool = False) -> tuple[Tensor, Memory]:
         """Raw states (n, S) -> actions (n, A), and the memory one step on. `reward` is not needed."""
-        z, now, memory = self.look(state, memory)
-        return self.action(z, self.wanted(z, now, memory.goal), memory.goal), memory
+        z, memory = self.look(state, memory)
+        return self.action(z, self.wanted(z, memory.goal), memory.goal), memory
 
-    def look(self, state: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Memory]:
-        """Take in the present (n, S): latents (n, D) of the history and of what values see; the memory one step on."""
+    def look(self, state: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Take in the present (n, S): its latent (n, D), and the memory one step on."""
         states = torch.cat([memory.states[:, 1:], state.to(memory.states)[:, None]], 1)
-        count = (memory.seen + 1).clamp_max(states.shape[1])
-        z = self.encode(states, count)
-        now = self.seen(states[:, -1:], z[:, None], self.slow_encoder)[:, 0]
-        return z, now, Memory(states, count, memory.goal)
+        seen = (memory.seen + 1).clamp_max(states.shape[1])
+        return self.encode(states, seen), Memory(states, seen, memory.goal)
 
     def encode(self, states: Tensor, seen: Tensor) -> Tensor:
         """The latent of each row's last `seen` (n,) of states (n, T, S), as in training: nothing stands before them."""
+        if not self.cfg.history:
+            return self.latents(states[:, -1:], self.slow_encoder)[:, 0]
         k = states.shape[1]
         places = (torch.arange(k, device=seen.device) + k - seen[:, None]).clamp_max(k - 1)
         left = states.gather(1, places[..., None].expand_as(states))
         return self.latents(left, self.slow_encoder)[torch.arange(len(seen), device=seen.device), seen - 1]
 
-    def wanted(self, z: Tensor, now: Tensor, goal: Tensor) -> Tensor:
-        """The latent to move to: the proposal, with --select q Q's favourite candidate; or the goal. (n, D)
-
-        z, now: of the history, and of what values see.
-        """
+    def wanted(self, z: Tensor, goal: Tensor) -> Tensor:
+        """The latent to move to: the proposal, with --select q Q's favourite candidate; or the goal. (n, D)"""
         if self.cfg.proposer == "none":
             return goal
         star = self.propose(z, goal)
@@ -278,8 +272,8 @@ class Opso(nn.Module):
         spread = 0.1 * star.std(-1, keepdim=True)
         grid = torch.Generator(z.device).manual_seed(0)  # the same at every step: acting is a function of the state
         noise = torch.randn(self.cfg.q_candidates, 1, z.shape[-1], generator=grid, device=z.device, dtype=z.dtype)
-        candidates = torch.cat([star[None], star + spread * noise, now + share * (goal - now)])
-        score = self.slow_q(now.expand_as(candidates), candidates, goal.expand_as(candidates)).amin(0)  # (C, n)
+        candidates = torch.cat([star[None], star + spread * noise, z + share * (goal - z)])
+        score = self.slow_q(z.expand_as(candidates), candidates, goal.expand_as(candidates)).amin(0)  # (C, n)
         return candidates[score.argmax(0), torch.arange(len(z), device=z.device)]
 
 

@@ -19,7 +19,7 @@ from ogbench_utils.__main__ import main
 from ogbench_utils.segments import Goals, Lived, Recorded
 
 MAZE = "pointmaze-medium-navigate-v0"
-MIX = Goals(0.2, 0.5, 1.0, 0.9, 1.0)
+MIX = Goals(0.2, 0.5, 1.0, 0.0, 0.9, 1.0)
 
 
 def recorded(path, t=4, k=3, goals=MIX, name=MAZE, **more):
@@ -138,6 +138,25 @@ def test_goals_are_drawn_in_the_shares_that_were_asked_for(maze_file):
     inside = (policy > here) & (policy <= last)
     by_luck = ((last - here).float() / len(data.known)).mean()
     assert abs(inside.float().mean() - (0.5 + 0.5 * by_luck)) < sure
+
+
+def test_the_policys_goals_are_near_in_the_share_asked_for_and_no_proposal_lies_behind_one(maze_file):
+    k = 3
+    near, far = (recorded(maze_file, k=k, goals=MIX._replace(near=share)) for share in (1.0, 0.0))
+    ids = {tuple(s): i for i, s in enumerate(near.states.tolist())}
+    means = []
+    for data in (near, far):
+        b = data.sample(4000)
+        real, here = b.mask.bool(), b.rows[:, :4]
+        goal = torch.tensor([ids[tuple(g)] for g in b.policy_goals.flatten(0, 1).tolist()]).view(here.shape)
+        toward = b.rows.gather(1, b.toward)
+        wanted = torch.minimum(torch.minimum(here + k, data.last[here]), goal)
+        assert torch.equal(toward[real], wanted[real]) and (goal > here)[real].all()
+        room = real & (data.last[here] - here >= 12)
+        means.append(((goal - here)[room] == 1).float().mean().item())
+    assert abs(means[0] - 0.1) < 0.02 and means[1] < 1 / 12  # Geometric(1 - 0.9); uniform over 12 and more
+    anywhere = recorded(maze_file, goals=MIX._replace(policy_trajectory=0.0)).sample(100)
+    assert torch.equal(anywhere.toward, anywhere.ahead)
 
 
 def test_success_is_a_matter_of_place_and_nothing_else(tmp_path):
