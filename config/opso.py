@@ -210,7 +210,7 @@ UPSTREAM |= {"head_norm": False, "tau": 0.01, "proposal_steps": 1, "temperature"
 UPSTREAM |= {"beta_v": 0.1, "beta_s": 1.0, "beta_r": 1.0, "beta_a": 0.1, "nce_bank": 10_000, "reward": "zero_one"}
 UPSTREAM |= {"history": True, "policy_near": 0.0}
 ONLINE = {k: SMALL[k] for k in ("d_model", "n_layers", "tau", "dataset")}
-PRESETS = {"opso": {"small": SMALL, "quick": QUICK, "upstream": UPSTREAM}}
+PRESETS = {"opso": {"small": SMALL, "quick": QUICK, "upstream": {**UPSTREAM, "lr_fall": 0.0}}}
 PRESETS["opso_online"] = {
     "small": {**ONLINE, "env_steps": 200_000},
     "quick": {**ONLINE, "env_steps": 20_000, "num_final_episodes": 4, "eval_every": 0},
