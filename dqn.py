@@ -36,6 +36,10 @@ from model import mlp
 from replay import PrioritisedReplay, Sample
 
 
+# x * y + z in one instruction, which Inductor leaves off unless told: a fifth of the compiled scan's time on a CPU
+FUSED = {"cpp.enable_floating_point_contract_flag": "fast"}
+
+
 class Spec(NamedTuple):
     """What the world fixes and no flag can change."""
 
@@ -102,8 +106,8 @@ class DQN(nn.Module):
         self.experience: PrioritisedReplay | None = None
         self.latent: Tensor | None = None  # (n, D) of the states that were acted in last
         if cfg.compile:
-            self.net.compile(dynamic=False)
-            self.slow.net.compile(dynamic=False)
+            self.net.compile(dynamic=False, options=FUSED)
+            self.slow.net.compile(dynamic=False, options=FUSED)
         if cfg.cuda_graphs and self.device.type == "cuda":
             self.descend = Graphed(self.descend)
 

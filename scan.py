@@ -29,7 +29,8 @@ CHUNK = 20  # tokens of a chunk: the backward makes that many states again
 BLOCK = 2**19  # numbers of one (tokens, rows, N, E) array on a CPU; four of them are in use at a time
 LAST_BLOCK = 2**17  # the same for the last output alone, which needs one array: 512 KiB
 LEAST = -80 * math.log2(math.e)  # exponents stop here, at 2e-35: where exp2's result is denormal, it is slow
-POWERS = [math.log(2) ** k / math.factorial(k) for k in range(6, -1, -1)]  # 2^x for |x| <= 1/2, to 2e-7
+# 2^x for |x| <= 1/2, to 8e-8: least squares of the relative error at 200 Chebyshev points
+POWERS = [0.001326697039, 0.009675459746, 0.05550742616, 0.2402212175, 0.6931469492, 1.000000071]
 
 
 def selective_scan_loop(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
