@@ -35,7 +35,6 @@ from mixers import MIXERS
 from model import mlp
 from replay import PrioritisedReplay, Sample
 
-
 # x * y + z in one instruction, which Inductor leaves off unless told: a fifth of the compiled scan's time on a CPU
 FUSED = {"cpp.enable_floating_point_contract_flag": "fast"}
 

@@ -4,8 +4,10 @@
     python benchmarks/dqn_scores.py highway [--clips 1.0 0.5 0.1]
     python benchmarks/dqn_scores.py lunar --table       # no training: the table and the figure of what is finished
 
-Every run is one process on one CPU thread; an interrupted run is resumed, a finished one is not repeated. What the
-"average smoothed reward" of the published tables is, their text and figures do not agree on, so all readings are given:
+Every run is one process on one CPU thread; an interrupted run is resumed. A finished one leaves its readings and curves
+in benchmarks/dqn_<experiment>/, from which table and figure are made, and is not repeated while they are there. What
+the "average smoothed reward" of the published tables is, their text and figures do not agree on, so all readings are
+given:
 
     final           the last smoothed return of a training episode (ε-greedy), the reading to compare with
     mean            the mean of the smoothed returns from the first update on, as the paper says
@@ -18,6 +20,7 @@ Smoothing is TensorBoard's, 0.9 over episodes (returns) or log rows (losses).
 """
 
 import argparse
+import re
 import shlex
 import statistics
 import subprocess
@@ -28,7 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from common import ROOT, write
+from common import ROOT, keep, kept, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -67,15 +70,16 @@ EXPERIMENTS = {
 }
 
 
-def train(flags: list[str], out: Path) -> None:
-    """Run the one run in `out`, or resume it, or leave it as it is if it is finished."""
-    if finished(out):
-        return
+def train(flags: list[str], out: Path) -> list[dict]:
+    """Run the one run in `out`, or resume it, or leave it as it is if it is finished; its log."""
+    if rows := finished(out):
+        return rows
     folders = sorted(p for p in out.iterdir() if (p / "last_checkpoint.pt").exists()) if out.exists() else []
     argv = ["--resume", str(folders[-1])] if folders else [*flags, "--output_dir", str(out)]
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out.with_suffix(".log"), "a") as log:
         subprocess.run([sys.executable, "trainer.py", *argv], cwd=ROOT, stdout=log, stderr=log, check=True)
+    return finished(out)
 
 
 def finished(out: Path) -> list[dict]:
@@ -112,13 +116,23 @@ def readings(rows: list[dict]) -> dict[str, float]:
     }
 
 
-def curve(rows: list[dict], key: str, grid: np.ndarray) -> np.ndarray:
+def curve(rows: list[dict], key: str, grid: np.ndarray) -> list[float | None]:
     """One run's smoothed `key` on the grid; nothing before its first and behind its last point."""
     steps, values = zip(*[(r["env_step"], r[key]) for r in rows if key in r])
-    return np.interp(grid, steps, smoothed(values), left=np.nan, right=np.nan)
+    line = np.interp(grid, steps, smoothed(values), left=np.nan, right=np.nan)
+    return [None if np.isnan(y) else float(f"{y:.5g}") for y in line]
 
 
-def draw(name: str, experiment: Experiment, runs: dict[tuple[str, float], list[list[dict]]]) -> Path:
+def kept_of(rows: list[dict], every: int) -> dict:
+    """What stays of a finished run."""
+    cfg = rows[0]["config"]
+    grid = np.arange(0, cfg["env_steps"] + 1, every)
+    curves = {key: curve(rows, key, grid) for key in ("episode/return", "loss/td")}
+    own = {k: cfg[k] for k in ("mixer", "grad_clip", "seed", "compile")}
+    return own | {"trained_with": rows[0]["versions"], "readings": readings(rows), "every": every, "curves": curves}
+
+
+def draw(name: str, experiment: Experiment, runs: dict[tuple[str, float], list[dict]]) -> Path:
     """Reward above, TD loss below, a column a clip; mean over seeds and ± one standard deviation."""
     clips = [c for c in experiment.clips if any((m, c) in runs for m in MIXERS)]
     figure = Figure(figsize=(5.5 * len(clips) + 2, 8), layout="constrained")
@@ -126,15 +140,15 @@ def draw(name: str, experiment: Experiment, runs: dict[tuple[str, float], list[l
     axes = figure.subplots(2, len(clips), squeeze=False, sharex=True)
     for column, clip in enumerate(clips):
         for i, mixer in enumerate(MIXERS):
-            logs = runs.get((mixer, clip), [])
-            for axis, key in zip(axes[:, column], ("episode/return", "loss/td")) if logs else ():
-                grid = np.arange(0, logs[0][0]["config"]["env_steps"] + 1, experiment.grid)
-                lines = np.stack([curve(rows, key, grid) for rows in logs])
+            mine = runs.get((mixer, clip), [])
+            for axis, key in zip(axes[:, column], ("episode/return", "loss/td")) if mine else ():
+                lines = np.array([run["curves"][key] for run in mine], dtype=float)
+                grid = np.arange(lines.shape[1]) * mine[0]["every"]
                 there = ~np.isnan(lines).any(0)
                 if not there.any():  # a run shorter than the grid is fine
                     continue
                 middle, spread = lines[:, there].mean(0), lines[:, there].std(0)
-                label = f"{mixer} ({len(logs)} seed{'s' * (len(logs) > 1)})"
+                label = f"{mixer} ({len(mine)} seed{'s' * (len(mine) > 1)})"
                 axis.plot(grid[there], middle, color=f"C{i}", lw=1.3, label=label)
                 axis.fill_between(grid[there], middle - spread, middle + spread, color=f"C{i}", alpha=0.15, lw=0)
         axes[0, column].set_title(f"{experiment.env}, gradient clip {clip:g}")
@@ -150,17 +164,16 @@ def draw(name: str, experiment: Experiment, runs: dict[tuple[str, float], list[l
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k")
-    path = ROOT / "benchmarks" / f"dqn_{name}.png"
+    path = ROOT / "benchmarks" / f"{name}.png"
     with records.replacing(path) as part:
         figure.savefig(part, format="png", dpi=110)
     return path
 
 
-def row_of(experiment: Experiment, mixer: str, clip: float, logs: list[list[dict]]) -> dict:
+def row_of(experiment: Experiment, mixer: str, clip: float, runs: list[dict]) -> dict:
     """A row of the table: every reading by seed, its mean and its spread."""
-    each = [readings(rows) for rows in logs]
-    row = {"mixer": mixer, "grad_clip": clip, "seeds": [rows[0]["config"]["seed"] for rows in logs]}
-    row["compiled"] = [rows[0]["config"]["compile"] for rows in logs]
+    each = [run["readings"] for run in runs]
+    row = {"mixer": mixer, "grad_clip": clip, "seeds": [run["seed"] for run in runs]}
     for key in each[0]:
         values = [r[key] for r in each]
         row[key] = {"by_seed": values}
@@ -197,18 +210,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "dqn_scores")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--table", action="store_true", help="train nothing")
-    parser.add_argument("--flags", default="", help='more flags of trainer.py for every run: --flags="--d_state 16"')
+    parser.add_argument("--flags", default="", help='more of trainer.py, --flags="--d_state 16"; a table of its own')
     args = parser.parse_args()
-    experiment, out = EXPERIMENTS[args.experiment], args.out / args.experiment
-    place = lambda mixer, clip, seed: out / f"{mixer}-clip{clip:g}-s{seed}"  # noqa: E731
+    experiment, table_name = EXPERIMENTS[args.experiment], f"dqn_{args.experiment}"
+    if args.flags:
+        table_name += "_" + re.sub(r"\W+", "_", args.flags.strip("- "))
     common = ["--agent", "dqn", "--env", experiment.env, "--threads", "1", "--device", "cpu", "--no_tensorboard"]
     common += shlex.split(args.flags)
     parse(common)  # a wrong flag is found before the first run
 
     def run(seed: int, clip: float, mixer: str) -> None:
-        start, own = time.time(), ["--mixer", mixer, "--grad_clip", str(clip), "--seed", str(seed)]
+        start, name = time.time(), f"{mixer}-clip{clip:g}-s{seed}"
+        if name in kept(table_name):
+            return
+        own = ["--mixer", mixer, "--grad_clip", str(clip), "--seed", str(seed)]
         own += ["--compile"] if mixer == "mamba" else []  # the others gain nothing by it
-        train([*common, *own], place(mixer, clip, seed))
+        rows = train([*common, *own], args.out / table_name.removeprefix("dqn_") / name)
+        keep(table_name, name, kept_of(rows, experiment.grid))
         print(f"{mixer}, clip {clip:g}, seed {seed}: finished ({time.time() - start:.0f} s)", flush=True)
 
     if not args.table:
@@ -225,15 +243,15 @@ def main() -> None:
     runs = {}
     for clip in experiment.clips:
         for mixer in MIXERS:
-            logs = [finished(p) for p in sorted(out.glob(f"{mixer}-clip{clip:g}-s*")) if p.is_dir()]
-            if logs := [rows for rows in logs if rows]:
-                runs[mixer, clip] = logs
+            mine = [r for r in kept(table_name).values() if (r["mixer"], r["grad_clip"]) == (mixer, clip)]
+            if mine:
+                runs[mixer, clip] = sorted(mine, key=lambda r: r["seed"])
     if not runs:
-        raise SystemExit(f"no finished run in {out}")
-    table = [row_of(experiment, *key, logs) for key, logs in runs.items()]
+        raise SystemExit(f"no finished run in benchmarks/{table_name}")
+    table = [row_of(experiment, *key, mine) for key, mine in runs.items()]
     result = {"env": experiment.env, "flags": common, "trivial_policies": TRIVIAL[experiment.env], "rows": table}
     print(markdown(table))
-    print(draw(args.experiment, experiment, runs), write(f"dqn_{args.experiment}", result))
+    print(draw(table_name, experiment, runs), write(table_name, result))
 
 
 if __name__ == "__main__":
