@@ -10,7 +10,7 @@ and Q(s, ·) is linear in z. Learned from prioritised replay (replay.py) against
 from the paper's code:
   1. a time limit is not a death: the target bootstraps there (`--truncation terminal`: as published)
   2. frames are stored once, the sum tree is exact (replay.py), and one forward a step gives both action and latent
-  3. no decay on A_log, D, biases, norms; AdamW without amsgrad, float32 throughout
+  3. no decay on A_log, D, biases, norms; float32 throughout
   4. every reset has a seed of its own; the score is that of greedy episodes, not of the training's
   5. a loss that is no number stops the run, with its step
   6. the baselines were never published: they are ours
@@ -101,7 +101,7 @@ class DQN(nn.Module):
         self.slow = Frozen(self.net)
         self.to(device)
         self.device = torch.device(device)
-        self.optimiser = adamw([self.net], cfg.weight_decay, self.device)
+        self.optimiser = adamw([self.net], cfg.weight_decay, self.device, cfg.amsgrad)
         self.experience: PrioritisedReplay | None = None
         self.latent: Tensor | None = None  # (n, D) of the states that were acted in last
         if cfg.compile:

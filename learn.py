@@ -66,8 +66,13 @@ class Moments(nn.Module):
         self.count.copy_(total)
 
 
-def adamw(nets: Iterable[nn.Module], weight_decay: float, device: torch.device) -> torch.optim.AdamW:
-    """AdamW that a CUDA graph can replay. Only matrices decay, and not what a module marks `_no_weight_decay`."""
+def adamw(
+    nets: Iterable[nn.Module], weight_decay: float, device: torch.device, amsgrad: bool = False
+) -> torch.optim.AdamW:
+    """AdamW that a CUDA graph can replay. Only matrices decay, and not what a module marks `_no_weight_decay`.
+
+    amsgrad: divide by the greatest second moment so far (Reddi et al. 2018).
+    """
     params = [p for net in nets for p in net.parameters()]
     matrix = [p.ndim >= 2 and not getattr(p, "_no_weight_decay", False) for p in params]
     groups = [
@@ -75,7 +80,8 @@ def adamw(nets: Iterable[nn.Module], weight_decay: float, device: torch.device) 
         {"params": [p for p, m in zip(params, matrix) if not m], "weight_decay": 0.0},
     ]
     rate = torch.zeros((), device=device)  # a tensor, so that a graph reads today's value; `set_rate` writes it
-    return torch.optim.AdamW(groups, lr=rate, fused=device.type in ("cpu", "cuda"), capturable=device.type == "cuda")
+    fused, capturable = device.type in ("cpu", "cuda"), device.type == "cuda"
+    return torch.optim.AdamW(groups, lr=rate, fused=fused, capturable=capturable, amsgrad=amsgrad)
 
 
 def set_rate(optimiser: torch.optim.Optimizer, peak: float, update: int, warmup: int) -> None:

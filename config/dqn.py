@@ -56,6 +56,8 @@ class QLearning:
     """what a time limit is to the target: only an end of the recording, or, as published, a death"""
     td_clip: float = 1.0
     """largest TD error that counts for a priority; 0: no limit"""
+    amsgrad: bool = False
+    """AdamW divides by the greatest second moment so far; as published for Pong"""
     eps_start: float = 1.0
     """share of random actions at first ..."""
     eps_end: float = 0.01
@@ -124,6 +126,7 @@ WORLDS = {
         "env_steps": 1_500_000,
         "per_beta_steps": 1_500_000,
         "td_clip": 0.0,
+        "amsgrad": True,
         "log_every": 10_000,
         "save_every": 100_000,
     },

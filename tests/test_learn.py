@@ -47,6 +47,20 @@ def test_only_matrices_decay():
     assert len(rest["params"]) == 4 and rest["weight_decay"] == 0.0
 
 
+def test_amsgrad_remembers_the_greatest_gradient():
+    def last_step(amsgrad):
+        net = nn.Linear(1, 1, bias=False)
+        optimiser = adamw([net], 0.0, torch.device("cpu"), amsgrad)
+        set_rate(optimiser, 1e-3, 0, 0)
+        for g in [100.0] + [0.1] * 5000:
+            before = net.weight.item()
+            net.weight.grad = torch.full_like(net.weight, g)
+            optimiser.step()
+        return before - net.weight.item()
+
+    assert last_step(True) < last_step(False) / 5
+
+
 def test_warm_up_rises_to_the_peak_and_zero_steps_are_allowed():
     net = nn.Linear(1, 1)
     optimiser = adamw([net], 0.0, torch.device("cpu"))
