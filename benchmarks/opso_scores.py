@@ -3,16 +3,18 @@
     python -m ogbench_utils make pointmaze-medium-navigate
     python benchmarks/opso_scores.py pointmaze --dataset_dir datasets [--jobs 2] [--rows "OPSO, f = 1" ...]
 
-Every run is one process on one CPU thread; an interrupted run is resumed, a finished one is not repeated, and the
-table is made of the runs that are finished. The last checkpoint is judged over 50 episodes a task. The data are
-rolled out on this machine by OGBench's own controller, so rows are compared with each other, and with the published
-ones (which learned from OGBench's file, for a million updates of 1,024 transitions) only as a landmark. The baselines
-are made of the same parts: GCBC clones toward goals, GCIVL-style weighs the cloning by the advantage of V; neither
-proposes latents.
+Every run is one process on one CPU thread; an interrupted run is resumed. A finished one leaves its successes and curve
+in benchmarks/opso/, from which table and curves are made, and is not repeated while they are there (`--table`: train
+nothing). The last checkpoint is judged over 50 episodes a task; ways on the maze are drawn of the best run that was
+made here. The data are rolled out on this machine by OGBench's own controller, so rows are compared with each other,
+and with the published ones (which learned from OGBench's file, for a million updates of 1,024 transitions) only as a
+landmark. The baselines are made of the same parts: GCBC clones toward goals, GCIVL-style weighs the cloning by the
+advantage of V; neither proposes latents.
 """
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT, write
+from common import ROOT, keep, kept, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scores import judge, train
@@ -55,28 +57,39 @@ PUBLISHED = {
 }  # OGBench, pointmaze-medium-navigate
 
 
-def run(row: str, seed: int, out: Path, common: list[str], episodes: int, online: list[str]) -> dict:
-    """Train (both phases, if the row has two) and judge."""
-    began, tag = time.time(), "".join(c if c.isalnum() else "-" for c in row)
-    flags = [*common, "--seed", str(seed)]
+def name_of(row: str, seed: int) -> str:
+    return f"{''.join(c if c.isalnum() else '-' for c in row)}-s{seed}"
+
+
+def run(row: str, seed: int, out: Path, common: list[str], epochs: int, env_steps: int, episodes: int) -> dict:
+    """Train (both phases, if the row has two) and judge; what stays of it."""
+    flags, name = [*common, "--seed", str(seed)], name_of(row, seed)
+    offline, online = ["--num_epochs", str(epochs)], ["--env_steps", str(env_steps)]
     if row == SECOND:
-        first = train(
-            ["--agent", "opso", *flags, "--inverse_data", "online", "--eval_freq", "0"], out / f"first-s{seed}"
-        )
-        init = ["--init", str(first / "last_checkpoint.pt")]
-        folder = train(["--agent", "opso_online", *flags, *init, *online], out / f"{tag}-s{seed}")
+        alone = [*offline, "--inverse_data", "online", "--eval_freq", "0"]
+        first = train(["--agent", "opso", *flags, *alone], out / f"first-s{seed}")
+        online += ["--init", str(first / "last_checkpoint.pt")]
+        folder = train(["--agent", "opso_online", *flags, *online], out / name)
     else:
-        folder = train(["--agent", "opso", *flags, *ROWS[row]], out / f"{tag}-s{seed}")
-    result = judge(folder, episodes)
-    tasks = {k: round(100 * statistics.mean(v), 1) for k, v in result["tasks"].items()}
-    print(f"{row}, seed {seed}: {result['eval/score']:.1f} {tasks} ({time.time() - began:.0f} s)", flush=True)
-    return {"row": row, "seed": seed, "folder": folder, "result": result, "tasks": tasks}
+        folder = train(["--agent", "opso", *flags, *offline, *ROWS[row]], out / name)
+    result, log = judge(folder, episodes), records.read_log(folder / "log.jsonl")
+    return {
+        "row": row,
+        "seed": seed,
+        "f": 0.0 if row == SECOND else 1.0,
+        "data": json.loads((folder / "config.json").read_text())["data"],
+        "updates": result["updates"],
+        "success": result["eval/score"],
+        "by_task": {k: round(100 * statistics.mean(v), 1) for k, v in result["tasks"].items()},
+        "curve": [(r.get("update", r.get("env_step")), r["eval/score"]) for r in log if "eval/score" in r],
+        "updates_per_s": round(statistics.median(r["updates_per_s"] for r in log if "updates_per_s" in r), 1),
+    }
 
 
 def draw_ways(folder: Path, path: Path, episodes: int = 8) -> None:
     """Where the agent went in each task, on the maze: ways that arrived in colour, others in grey."""
     agent, _ = utils.load(folder / "last_checkpoint.pt", compile=False, cuda_graphs=False)
-    judge_, name = utils.judge_of(agent), agent.cfg.dataset
+    judge_, name = utils.judge_of(agent), Path(agent.cfg.dataset).stem
     words = utils.split_name(utils.name_of(agent.cfg))
     figure = Figure(figsize=(3.2 * len(TASKS), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -97,7 +110,7 @@ def draw_ways(folder: Path, path: Path, episodes: int = 8) -> None:
         axis.set(title=task, xticks=[], yticks=[])
         axis.invert_yaxis()
         env.close()
-    figure.suptitle(f"{name}: {episodes} episodes a task; blue arrived")
+    figure.suptitle(f"{name}: {episodes} episodes a task; blue arrived\n", fontsize=10)
     with records.replacing(path) as part:
         figure.savefig(part, format="png", dpi=110)
 
@@ -108,14 +121,11 @@ def draw_curves(done: list[dict], path: Path) -> None:
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     for i, row in enumerate(dict.fromkeys(d["row"] for d in done)):
-        logs = [records.read_log(d["folder"] / "log.jsonl") for d in done if d["row"] == row]
-        points = [
-            [(r.get("update", r.get("env_step")), r["eval/score"]) for r in log if "eval/score" in r] for log in logs
-        ]
+        points = [d["curve"] for d in done if d["row"] == row]
         if row == SECOND or not all(points):
             continue
         updates, scores = [u for u, _ in points[0]], [[s for _, s in p] for p in points]
-        axis.plot(updates, [statistics.mean(s) for s in zip(*scores)], color=f"C{i}", label=f"{row} ({len(logs)})")
+        axis.plot(updates, [statistics.mean(s) for s in zip(*scores)], color=f"C{i}", label=f"{row} ({len(points)})")
     for name, color in (("HIQL", "0.3"), ("GCIVL", "0.6")):
         axis.axhline(PUBLISHED[name], color=color, ls="--", lw=1, label=f"{name}, published {PUBLISHED[name]}")
     axis.set(xlabel="updates", ylabel="success, %", ylim=(0, 100))
@@ -137,48 +147,52 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, SECOND], default=[*ROWS, SECOND])
     parser.add_argument("--num_epochs", type=int, default=60, help="of 500 updates")
     parser.add_argument("--env_steps", type=int, default=200_000, help="of the second phase")
-    parser.add_argument("--flags", nargs="*", default=[], help="more, for every run, e.g. --flags=--compile")
+    parser.add_argument("--flags", default="", help='more of trainer.py for every run, --flags="--compile"')
+    parser.add_argument("--table", action="store_true", help="train nothing; the table of what is finished")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     data = ["--dataset", args.dataset, "--dataset_dir", str(Path(args.dataset_dir).resolve())]
-    common = [*COMMON, *data, *args.flags]
-    online = ["--env_steps", str(args.env_steps)]
+    common = [*COMMON, *data, *shlex.split(args.flags)]
 
-    def job(row: str, seed: int) -> dict:
-        flags = common if row == SECOND else [*common, "--num_epochs", str(args.num_epochs)]
-        return run(row, seed, args.out, flags, args.episodes, online)
+    def job(row: str, seed: int) -> None:
+        name, began = name_of(row, seed), time.time()
+        if name in kept("opso"):
+            return
+        told = run(row, seed, args.out, common, args.num_epochs, args.env_steps, args.episodes)
+        keep("opso", name, told)
+        print(f"{name}: {told['success']:.1f} {told['by_task']} ({time.time() - began:.0f} s)", flush=True)
 
+    wanted = [] if args.table else [(row, seed) for seed in args.seeds for row in args.rows]
     with ThreadPoolExecutor(args.jobs) as pool:
-        done = [j.result() for j in [pool.submit(job, row, seed) for seed in args.seeds for row in args.rows]]
-    table = {}
-    for row in args.rows:
+        for j in [pool.submit(job, *which) for which in wanted]:
+            j.result()
+    done, table = sorted(kept("opso").values(), key=lambda d: d["seed"]), {}
+    if not done:
+        raise SystemExit("no finished run in benchmarks/opso")
+    for row in [row for row in (*ROWS, SECOND) if any(d["row"] == row for d in done)]:
         mine = [d for d in done if d["row"] == row]
-        scores = [d["result"]["eval/score"] for d in mine]
-        rates = [
-            r["updates_per_s"]
-            for d in mine
-            for r in records.read_log(d["folder"] / "log.jsonl")
-            if "updates_per_s" in r
-        ]
+        scores = [d["success"] for d in mine]
         table[row] = {
             "flags": ROWS.get(row, ["--inverse_data", "online"]),
-            "f": 0.0 if row == SECOND else 1.0,
+            "f": mine[0]["f"],
             "seeds": [d["seed"] for d in mine],
-            "updates": mine[0]["result"]["updates"],
+            "data": mine[0]["data"],
+            "updates": mine[0]["updates"],
             "success_mean": round(statistics.mean(scores), 1),
             "success_std_over_seeds": round(statistics.stdev(scores), 1) if len(scores) > 1 else None,
             "success_by_seed": [round(s, 1) for s in scores],
-            "by_task": {t: round(statistics.mean(d["tasks"][t] for d in mine), 1) for t in TASKS},
-            "updates_per_s": round(statistics.median(rates), 1),
+            "by_task": {t: round(statistics.mean(d["by_task"][t] for d in mine), 1) for t in TASKS},
+            "updates_per_s": statistics.median(d["updates_per_s"] for d in mine),
         }
         mean, std = table[row]["success_mean"], table[row]["success_std_over_seeds"]
         print(f"{row:44} {mean:5.1f} ± {std}  {table[row]['by_task']}")
     print("published, on OGBench's own file: " + ", ".join(f"{k} {v}" for k, v in PUBLISHED.items()))
-    best = max(done, key=lambda d: d["result"]["eval/score"])
     draw_curves(done, ROOT / "benchmarks" / "opso_pointmaze.png")
-    draw_ways(best["folder"], ROOT / "benchmarks" / "opso_ways.png")
-    head = json.loads((best["folder"] / "config.json").read_text())
-    result = {"data": head["data"], "episodes_a_task": args.episodes, "rows": table, "published": PUBLISHED}
+    for best in sorted(done, key=lambda d: -d["success"]):
+        if found := next((args.out / name_of(best["row"], best["seed"])).glob("*/last_checkpoint.pt"), None):
+            draw_ways(found.parent, ROOT / "benchmarks" / "opso_ways.png")
+            break
+    result = {"episodes_a_task": args.episodes, "rows": table, "published": PUBLISHED}
     print(write("opso_pointmaze", result))
 
 

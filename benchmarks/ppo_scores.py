@@ -2,9 +2,10 @@
 
     python benchmarks/ppo_scores.py --init RUN_OR_CHECKPOINT --file datasets/hopper-medium-reroll.hdf5 [--jobs 2]
 
-Every run is one process on one CPU thread; an interrupted run is resumed, a finished one is not repeated. `--file` is
-the data that the checkpoint learned from, for the cloning beside PPO. `--rows`, `--seeds` choose some of the runs and
-write no table; `--table` trains nothing and writes the table of all that is finished.
+Every run is one process on one CPU thread; an interrupted run is resumed. A finished one leaves its score and curve in
+benchmarks/ppo/, from which table and picture are made, and is not repeated while they are there. `--file` is the data
+that the checkpoint learned from, for the cloning beside PPO. `--rows`, `--seeds` choose some of the runs; `--table`
+trains nothing and writes the table of all that is finished.
 """
 
 import argparse
@@ -13,12 +14,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common import ROOT, write
+from common import ROOT, keep, kept, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scores import judge, train
 
 import records
+from files import sha256_of
 
 FROM = ["--init", "{init}", "--dataset", "{file}"]
 ROWS = {  # name -> flags of its own, seeds
@@ -77,49 +79,48 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint = (args.init / "last_checkpoint.pt" if args.init.is_dir() else args.init).resolve()
-    fill = {"init": str(checkpoint), "file": str(args.file.resolve())}
+    fill, origin = {"init": str(checkpoint), "file": str(args.file.resolve())}, sha256_of(checkpoint)
 
-    def place(row: str, seed: int) -> Path:
-        return args.out / f"{''.join(c if c.isalnum() else '-' for c in row)}-s{seed}"
-
-    def run(row: str, seed: int) -> tuple[str, int, Path, dict]:
-        start, judged = time.time(), next(place(row, seed).glob(f"*/judged-{args.episodes}.json"), None)
-        own = [flag.format(**fill) for flag in ROWS[row][0]]
+    def run(row: str, seed: int) -> None:
+        start, own = time.time(), [flag.format(**fill) for flag in ROWS[row][0]]
+        init = origin if str(checkpoint) in own else None
+        name = f"{row} {(init or 'new')[:8]} {args.env_steps} s{seed}".replace(",", "").replace(" ", "-")
+        if name in kept("ppo"):
+            return
         flags = [*COMMON, "--env_steps", str(args.env_steps), *own, "--seed", str(seed)]
-        folder = judged.parent if judged else train(flags, place(row, seed))
+        folder = train(flags, args.out / name)
         result = judge(folder, args.episodes)
-        print(f"{row}, seed {seed}: {result['eval/score']:.1f} ({time.time() - start:.0f} s)", flush=True)
-        return row, seed, folder, result
+        rates = [r["steps_per_s"] for r in records.read_log(folder / "log.jsonl") if "steps_per_s" in r]
+        told = {"row": row, "seed": seed, "init": init, "env_steps": args.env_steps, "score": result["eval/score"]}
+        told |= {"curve": curve(folder), "steps_per_s": round(statistics.median(rates), 1)}
+        keep("ppo", name, told)
+        print(f"{row}, seed {seed}: {told['score']:.1f} ({time.time() - start:.0f} s)", flush=True)
 
-    wanted = [(row, seed) for row in args.rows or ROWS for seed in args.seeds or ROWS[row][1]]
-    wanted.sort(key=lambda x: x[1])
-    if args.table:
-        wanted = [(r, s) for r, s in wanted if [*place(r, s).glob(f"*/judged-{args.episodes}.json")]]
+    wanted = [] if args.table else [(row, seed) for row in args.rows or ROWS for seed in args.seeds or ROWS[row][1]]
     with ThreadPoolExecutor(args.jobs) as pool:
-        done = [job.result() for job in [pool.submit(run, row, seed) for row, seed in wanted]]
-    if args.rows or args.seeds:
-        return
+        for job in [pool.submit(run, *which) for which in sorted(wanted, key=lambda x: x[1])]:
+            job.result()
+    done = [d for d in kept("ppo").values() if d["env_steps"] == args.env_steps and d["init"] in (origin, None)]
     if not done:
-        raise SystemExit(f"no run in {args.out} is finished")
+        raise SystemExit(f"no run of {args.env_steps:,} steps from this checkpoint is in benchmarks/ppo")
 
     offline = judge_in(args.out, checkpoint, args.episodes)
     table, curves = {}, {}
-    for row in dict.fromkeys(row for row, *_ in done):
-        mine = [(seed, folder, result) for r, seed, folder, result in done if r == row]
-        curves[row] = [curve(folder) for _, folder, _ in mine]
-        last = [result["eval/score"] for *_, result in mine]
+    for row in [row for row in ROWS if any(d["row"] == row for d in done)]:
+        mine = sorted((d for d in done if d["row"] == row), key=lambda d: d["seed"])
+        curves[row] = [d["curve"] for d in mine]
+        last = [d["score"] for d in mine]
         early = [[y for s, y in c if s <= FIRST] for c in curves[row]]
-        rates = [r["steps_per_s"] for _, f, _ in mine for r in records.read_log(f / "log.jsonl") if "steps_per_s" in r]
         table[row] = {
             "flags": ROWS[row][0],
-            "seeds": [seed for seed, *_ in mine],
+            "seeds": [d["seed"] for d in mine],
             "last_score_by_seed": [round(s, 2) for s in last],
             "last_score_mean": round(statistics.mean(last), 2),
             "last_score_std_over_seeds": round(statistics.stdev(last), 2) if len(last) > 1 else None,
             "mean_of_all_evaluations_by_seed": [round(statistics.mean(y for _, y in c), 2) for c in curves[row]],
             "least_score_in_the_first_20k_by_seed": [round(min(e), 2) for e in early],
             "the_same_as_a_share_of_the_first": [round(min(e) / e[0], 3) for e in early],
-            "env_steps_per_s_one_thread": round(statistics.median(rates), 1),
+            "env_steps_per_s_one_thread": statistics.median(d["steps_per_s"] for d in mine),
         }
         print(f"{row:32} last {table[row]['last_score_mean']:6.2f}  {table[row]['last_score_by_seed']}")
     if "ppo from scratch, MLP" in table:
