@@ -68,6 +68,17 @@ def kept(table: str) -> dict[str, dict]:
     return {p.stem: json.loads(p.read_text()) for p in sorted((ROOT / "benchmarks" / table).glob("*.json"))}
 
 
+def put_into_readme(command: str, text: str, readme: Path = ROOT / "README.md") -> None:
+    """Replace what stands between a command's markers in the README. SystemExit if they are not there."""
+    first, last = f"<!-- {command} writes from here -->\n", "\n<!-- to here -->"
+    before, begin, rest = readme.read_text().partition(first)
+    _, end, after = rest.partition(last)
+    if not (begin and end):
+        raise SystemExit(f"{readme} has no lines '{first.strip()}' and '{last.strip()}' to write between")
+    with records.replacing(readme) as part:
+        part.write_text(before + first + text + last + after)
+
+
 def timing_parser(doc: str, repeats: int) -> argparse.ArgumentParser:
     """A command line with what every timing takes: --device, --threads, --repeats, --clock."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)

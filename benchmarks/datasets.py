@@ -16,16 +16,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import ROOT, commit, facts, write
+from common import ROOT, commit, facts, put_into_readme, write
 
-import records
 from d4rl_utils import behaviour, read_hdf5
 from d4rl_utils.local import RECIPES, LocalDataError, make_local
 from d4rl_utils.names import BODIES, d4rl_score, split_name
 from workers import cores
 
 NAMES = [f"{env}-{kind}" for env in BODIES for kind in RECIPES]
-BEGIN, END = "<!-- python benchmarks/datasets.py writes from here -->", "<!-- to here -->"
+COMMAND = "python benchmarks/datasets.py"
 
 
 def policies(env: str, kind: str) -> str:
@@ -66,11 +65,10 @@ def row(name: str, transitions: int, folder: Path) -> dict:
 
 
 def section(result: dict) -> str:
-    """The README's section, with its markers."""
+    """The README's section."""
     machine, rows = result["machine"], result["sets"]
     lines = [
-        BEGIN,
-        f"The local data sets, made by `python benchmarks/datasets.py` ({machine['cpu']}, "
+        f"The local data sets, made by `{COMMAND}` ({machine['cpu']}, "
         f"{result['cores']} cores). Scores are on D4RL's scale, but of local data: no row belongs in D4RL's tables.",
         "",
         "| name | policies | transitions | episodes | mean return | local score | seconds | transitions/s |",
@@ -84,17 +82,7 @@ def section(result: dict) -> str:
         )
     if result["not_made"]:
         lines += ["", f"Not to be made yet, for want of a policy: {', '.join(result['not_made'])}."]
-    return "\n".join([*lines, END])
-
-
-def put_into_readme(text: str, readme: Path = ROOT / "README.md") -> None:
-    """Replace what stands between the markers."""
-    before, begin, rest = readme.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"{readme} has no lines '{BEGIN}' and '{END}' to write between")
-    with records.replacing(readme) as part:
-        part.write_text(before + text + after)
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -106,7 +94,7 @@ def main() -> int:
     args = parser.parse_args()
     out = ROOT / "benchmarks" / "datasets.json"
     if args.readme:
-        put_into_readme(section(json.loads(out.read_text())))
+        put_into_readme(COMMAND, section(json.loads(out.read_text())))
         return 0
 
     sets, missing = {}, []
@@ -126,7 +114,7 @@ def main() -> int:
         print(section(facts() | result))
         return 1 if missing else 0
     print(write("datasets", result))
-    put_into_readme(section(json.loads(out.read_text())))
+    put_into_readme(COMMAND, section(json.loads(out.read_text())))
     return 1 if missing else 0
 
 

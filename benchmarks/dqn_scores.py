@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from common import ROOT, keep, kept, write
+from common import ROOT, keep, kept, put_into_readme, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -251,6 +251,8 @@ def main() -> None:
     table = [row_of(experiment, *key, mine) for key, mine in runs.items()]
     result = {"env": experiment.env, "flags": common, "trivial_policies": TRIVIAL[experiment.env], "rows": table}
     print(markdown(table))
+    if not args.flags:
+        put_into_readme(f"python benchmarks/dqn_scores.py {args.experiment}", markdown(table))
     print(draw(table_name, experiment, runs), write(table_name, result))
 
 

@@ -40,13 +40,14 @@ def test_policies_are_named_from_the_manifest(tool):
 
 def test_the_readme_repeats_the_json(tool, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"above\n{tool.BEGIN}\nold\n{tool.END}\nbelow\n")
+    markers = f"<!-- {tool.COMMAND} writes from here -->", "<!-- to here -->"
+    readme.write_text("above\n{}\nold\n{}\nbelow\n".format(*markers))
     text = tool.section({**MACHINE, "sets": {}, "not_made": []})
-    tool.put_into_readme(text, readme)
-    assert readme.read_text() == f"above\n{text}\nbelow\n"
+    tool.put_into_readme(tool.COMMAND, text, readme)
+    assert readme.read_text() == f"above\n{markers[0]}\n{text}\n{markers[1]}\nbelow\n"
     with pytest.raises(SystemExit, match="has no lines"):
         readme.write_text("no markers")
-        tool.put_into_readme(text, readme)
+        tool.put_into_readme(tool.COMMAND, text, readme)
     path = ROOT / "benchmarks" / "datasets.json"
     if path.exists():
         assert tool.section(json.loads(path.read_text())) in (ROOT / "README.md").read_text()
