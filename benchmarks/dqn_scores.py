@@ -37,7 +37,7 @@ from matplotlib.figure import Figure
 
 import records
 from config import parse
-from discrete import TRIVIAL
+from discrete import ACTIONS, TRIVIAL
 from pictures import smoothed
 
 MIXERS = ("none", "lstm", "transformer", "mamba")
@@ -184,13 +184,12 @@ def row_of(experiment: Experiment, mixer: str, clip: float, runs: list[dict]) ->
     return row
 
 
-def markdown(rows: list[dict]) -> str:
-    """The table for people."""
+def markdown(experiment: Experiment, rows: list[dict]) -> str:
+    """The tables for people: the readings; then what the greedy policies do, beside policies that look at nothing."""
     keys = ["final_smoothed", "mean_smoothed_window", "mean_smoothed_last10pct", "raw_mean_last10pct"]
-    lines = [
-        "| model | clip | seeds | published | final | mean | last 10% | raw | greedy | published TD | TD | TD uniform |"
-    ]
-    lines.append("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    heads = ["model", "clip", "seeds", "published", "final", "mean", "last 10%", "raw", "greedy", "published TD"]
+    heads += ["TD", "TD uniform"]
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for r in rows:
         spread = lambda k: f" ± {r[k]['std']:.1f}" if r[k]["std"] is not None else ""  # noqa: B023, E731
         cells = [r["mixer"], f"{r['grad_clip']:g}", str(len(r["seeds"])), f"{r['published_reward']:.2f}"]
@@ -198,6 +197,18 @@ def markdown(rows: list[dict]) -> str:
         cells.append(f"{r['published_td']:.4f}")
         cells += [f"{r[k]['mean']:.4f}" for k in ("td_final_smoothed", "td_uniform_final_smoothed")]
         lines.append("| " + " | ".join(cells) + " |")
+    names = ACTIONS[experiment.env]
+    ends = [k for k in ("landed", "crash") if k in rows[0]["greedy"]["by_seed"][0]]
+    heads = ["greedy episodes", "clip", "return by seed", *ends, *names]
+    lines += ["", f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    for r in rows:
+        each = r["greedy"]["by_seed"]
+        share = lambda k: f"{statistics.mean(g[k] for g in each):.0%}"  # noqa: B023, E731
+        cells = [r["mixer"], f"{r['grad_clip']:g}", ", ".join(f"{g['return_mean']:.1f}" for g in each)]
+        cells += [share(k) for k in [*ends, *(f"action_{i}" for i in range(len(names)))]]
+        lines.append("| " + " | ".join(cells) + " |")
+    for policy, value in TRIVIAL[experiment.env].items():
+        lines.append(f"| {policy} | | {value:.1f} |" + " |" * (len(ends) + len(names)))
     return "\n".join(lines)
 
 
@@ -250,9 +261,10 @@ def main() -> None:
         raise SystemExit(f"no finished run in benchmarks/{table_name}")
     table = [row_of(experiment, *key, mine) for key, mine in runs.items()]
     result = {"env": experiment.env, "flags": common, "trivial_policies": TRIVIAL[experiment.env], "rows": table}
-    print(markdown(table))
+    text = markdown(experiment, table)
+    print(text)
     if not args.flags:
-        put_into_readme(f"python benchmarks/dqn_scores.py {args.experiment}", markdown(table))
+        put_into_readme(f"python benchmarks/dqn_scores.py {args.experiment}", text)
     print(draw(table_name, experiment, runs), write(table_name, result))
 
 
