@@ -70,13 +70,13 @@ def kept(table: str) -> dict[str, dict]:
 
 def put_into_readme(command: str, text: str, readme: Path = ROOT / "README.md") -> None:
     """Replace what stands between a command's markers in the README. SystemExit if they are not there."""
-    first, last = f"<!-- {command} writes from here -->\n", "\n<!-- to here -->"
+    first, last = f"<!-- {command} writes from here -->", "<!-- to here -->"
     before, begin, rest = readme.read_text().partition(first)
     _, end, after = rest.partition(last)
     if not (begin and end):
-        raise SystemExit(f"{readme} has no lines '{first.strip()}' and '{last.strip()}' to write between")
+        raise SystemExit(f"{readme} has no lines '{first}' and '{last}' to write between")
     with records.replacing(readme) as part:
-        part.write_text(before + first + text + last + after)
+        part.write_text(f"{before}{first}\n{text}\n{last}{after}")
 
 
 def timing_parser(doc: str, repeats: int) -> argparse.ArgumentParser:
