@@ -77,7 +77,7 @@ def train(flags: list[str], out: Path) -> list[dict]:
     folders = sorted(p for p in out.iterdir() if (p / "last_checkpoint.pt").exists()) if out.exists() else []
     argv = ["--resume", str(folders[-1])] if folders else [*flags, "--output_dir", str(out)]
     out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.with_suffix(".log"), "a") as log:
+    with open(out.with_name(out.name + ".log"), "a") as log:  # a clip of 0.5 is no suffix
         subprocess.run([sys.executable, "trainer.py", *argv], cwd=ROOT, stdout=log, stderr=log, check=True)
     return finished(out)
 
