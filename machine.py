@@ -39,10 +39,14 @@ def hold_memory() -> None:
             mallopt(option, size)
 
 
+# module: package
+SIMULATORS = {"Box2D": "box2d", "highway_env": "highway-env", "ale_py": "ale-py", "ogbench": "ogbench"}
+
+
 def versions() -> dict[str, str]:
-    """What a score depends on, by package."""
+    """What a score depends on, by package; of the simulators that few need, those that were loaded."""
     found = {"python": sys.version.split()[0]}
-    for package in ("torch", "numpy", "gymnasium", "mujoco"):
+    for package in ("torch", "numpy", "gymnasium", "mujoco", *(p for m, p in SIMULATORS.items() if m in sys.modules)):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -380,6 +380,7 @@ def test_pong_is_seen_learned_and_resumed(tmp_path, monkeypatch):
     more = {"env": "ALE/Pong-v5", "d_model": 8, "env_steps": 200, "learn_start": 180, "batch_size": 2}
     assert trainer.main([*flags(tmp_path, **more, num_final_episodes=0), "--cnn"]) == 0
     folder = only_run(tmp_path)
+    assert "ale-py" in json.loads((folder / "config.json").read_text())["versions"]  # the simulator that was used
     assert trainer.main(["--resume", str(folder), "--env_steps", "204"]) == 0
     assert utils.read_checkpoint(folder)["updates"] == 25
 
