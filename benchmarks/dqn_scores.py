@@ -199,16 +199,17 @@ def markdown(experiment: Experiment, rows: list[dict]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     names = ACTIONS[experiment.env]
     ends = [k for k in ("landed", "crash") if k in rows[0]["greedy"]["by_seed"][0]]
-    heads = ["greedy episodes", "clip", "return by seed", *ends, *names]
+    heads = ["greedy episodes", "clip", "return by seed", *ends, "time limit", *names]
     lines += ["", f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for r in rows:
         each = r["greedy"]["by_seed"]
-        share = lambda k: f"{statistics.mean(g[k] for g in each):.0%}"  # noqa: B023, E731
+        share = lambda k: statistics.mean(g[k] for g in each)  # noqa: B023, E731
+        shares = [*map(share, ends), 1 - sum(map(share, ends)), *(share(f"action_{i}") for i in range(len(names)))]
         cells = [r["mixer"], f"{r['grad_clip']:g}", ", ".join(f"{g['return_mean']:.1f}" for g in each)]
-        cells += [share(k) for k in [*ends, *(f"action_{i}" for i in range(len(names)))]]
+        cells += [f"{abs(x):.0%}" for x in shares]  # no -0%
         lines.append("| " + " | ".join(cells) + " |")
     for policy, value in TRIVIAL[experiment.env].items():
-        lines.append(f"| {policy} | | {value:.1f} |" + " |" * (len(ends) + len(names)))
+        lines.append(f"| {policy} | | {value:.1f} |" + " |" * (len(ends) + 1 + len(names)))
     return "\n".join(lines)
 
 
