@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=50, help="a task")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, SECOND], default=[*ROWS, SECOND])
-    parser.add_argument("--num_epochs", type=int, default=60, help="of 500 updates")
+    parser.add_argument("--num_epochs", type=int, default=30, help="of 500 updates")
     parser.add_argument("--env_steps", type=int, default=200_000, help="of the second phase")
     parser.add_argument("--flags", default="", help='more of trainer.py for every run, --flags="--compile"')
     parser.add_argument("--table", action="store_true", help="train nothing; the table of what is finished")

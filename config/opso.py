@@ -174,7 +174,7 @@ class Core(Imitation, Losses, Goals, StateModel, Machine, Judging, Descent, Goal
 class Rest:
     """how learning from data ends"""
 
-    lr_fall: float = 0.5
+    lr_fall: float = 0.8
     """share of the run, at its end, in which the learning rate falls linearly to 0; 0: it stays"""
 
 
@@ -202,7 +202,7 @@ class OPSOOnlineConfig(Exploration, Cadence, Online, Core):
     before: dict | None = None  # no flag: what phase 1 learned from, as `settle` found it
 
 
-SMALL = {"d_model": 64, "n_layers": 1, "tau": 0.01, "num_epochs": 60, "eval_freq": 5, "save_freq": 10}
+SMALL = {"d_model": 64, "n_layers": 1, "tau": 0.01, "num_epochs": 30, "eval_freq": 5, "save_freq": 10}
 SMALL |= {"dataset": "pointmaze-medium-navigate-local"}
 QUICK = {**SMALL, "max_trajectories": 200, "num_epochs": 10, "eval_freq": 5, "num_eval_episodes": 4}
 UPSTREAM = {"context_length": 100, "batch_size": 128, "drop_p": 0.1, "pool": "attention", "rope": True}
