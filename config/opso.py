@@ -172,7 +172,7 @@ class Core(Imitation, Losses, Goals, StateModel, Machine, Judging, Descent, Goal
 
 @dataclass(frozen=True)
 class Rest:
-    """how learning from data ends"""
+    """how learning ends"""
 
     lr_fall: float = 0.8
     """share of the run, at its end, in which the learning rate falls linearly to 0; 0: it stays"""
@@ -189,7 +189,7 @@ class OPSOConfig(Training, Rest, Core):
 
 
 @dataclass(frozen=True)
-class OPSOOnlineConfig(Exploration, Cadence, Online, Core):
+class OPSOOnlineConfig(Exploration, Cadence, Online, Rest, Core):
     """OPSO, phase 2: inverse dynamics, values and proposals from its own episodes, around phase 1's frozen encoder."""
 
     agent: Agent = "opso_online"
@@ -208,9 +208,9 @@ QUICK = {**SMALL, "max_trajectories": 200, "num_epochs": 10, "eval_freq": 5, "nu
 UPSTREAM = {"context_length": 100, "batch_size": 128, "drop_p": 0.1, "pool": "attention", "rope": True}
 UPSTREAM |= {"head_norm": False, "tau": 0.01, "proposal_steps": 1, "temperature": 0.0, "weigh_inverse": False}
 UPSTREAM |= {"beta_v": 0.1, "beta_s": 1.0, "beta_r": 1.0, "beta_a": 0.1, "nce_bank": 10_000, "reward": "zero_one"}
-UPSTREAM |= {"history": True, "policy_near": 0.0}
+UPSTREAM |= {"history": True, "policy_near": 0.0, "lr_fall": 0.0}
 ONLINE = {k: SMALL[k] for k in ("d_model", "n_layers", "tau", "dataset")}
-PRESETS = {"opso": {"small": SMALL, "quick": QUICK, "upstream": {**UPSTREAM, "lr_fall": 0.0}}}
+PRESETS = {"opso": {"small": SMALL, "quick": QUICK, "upstream": UPSTREAM}}
 PRESETS["opso_online"] = {
     "small": {**ONLINE, "env_steps": 200_000},
     "quick": {**ONLINE, "env_steps": 20_000, "num_final_episodes": 4, "eval_every": 0},

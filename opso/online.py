@@ -107,9 +107,9 @@ class OpsoOnline(Opso):
         over = min(cfg.schedule_episodes, cfg.max_episodes or cfg.schedule_episodes)
         return schedule(cfg.eps_start, cfg.eps_end, i, over), schedule(cfg.sigma_start, cfg.sigma_end, i, over)
 
-    def peak(self) -> float:
-        """The learning rate; who learns online never comes to rest."""
-        return self.cfg.learning_rate
+    def done(self) -> float:
+        """The share of the run that is over."""
+        return self.steps / self.cfg.env_steps
 
     # -- how it acts -----------------------------------------------------------------------------
     def restart(self, memory: Memory, over: Tensor, goal: Tensor | None = None) -> Memory:

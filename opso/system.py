@@ -194,8 +194,12 @@ class Opso(nn.Module):
     def peak(self) -> float:
         """The learning rate, but for its warm-up: acting is judged as it is last, so it comes to rest."""
         cfg = self.cfg
-        left = max(0.0, 1 - self.updates / (cfg.num_epochs * cfg.updates_per_epoch))
+        left = max(0.0, 1 - self.done())
         return cfg.learning_rate * min(1.0, left / cfg.lr_fall) if cfg.lr_fall else cfg.learning_rate
+
+    def done(self) -> float:
+        """The share of the run that is over."""
+        return self.updates / (self.cfg.num_epochs * self.cfg.updates_per_epoch)
 
     def descend(self, batch: Segments, variant: None) -> dict[str, Tensor]:
         self.optimiser.zero_grad()

@@ -197,16 +197,18 @@ def test_a_leap_promises_no_more_than_the_way_was_worth(maze_file):
     assert (better[b.mask.bool()] == -0.5).all()
 
 
-def test_the_learning_rate_comes_to_rest_and_online_it_does_not():
+def test_the_learning_rate_comes_to_rest_in_both_phases():
     agent = Opso(tiny(num_epochs=10, updates_per_epoch=10, lr_fall=0.5, learning_rate=1.0), SPEC)
     rates = []
     for agent.updates in (0, 50, 75, 99, 100, 500):
         rates.append(agent.peak())
     assert rates == pytest.approx([1, 1, 0.5, 0.02, 0, 0])
     assert Opso(tiny(lr_fall=0.0, learning_rate=1.0), SPEC).peak() == 1
-    online = OpsoOnline(OPSOOnlineConfig(**TINY, learning_rate=1.0), SPEC)
-    online.updates = 10**9
-    assert online.peak() == 1
+    online = OpsoOnline(OPSOOnlineConfig(**TINY, env_steps=100, lr_fall=0.5, learning_rate=1.0), SPEC)
+    online.updates, rates = 10**9, []  # phase 1's are among them
+    for online.steps in (0, 50, 75, 100):
+        rates.append(online.peak())
+    assert rates == pytest.approx([1, 1, 0.5, 0])
 
 
 def test_values_begin_far_from_every_goal():
