@@ -154,7 +154,8 @@ def draw(name: str, experiment: Experiment, runs: dict[tuple[str, float], list[d
         axes[0, column].set_title(f"{experiment.env}, gradient clip {clip:g}")
         for policy, value in TRIVIAL[experiment.env].items():
             axes[0, column].axhline(value, color="0.5", ls=":", lw=1)
-            axes[0, column].annotate(policy, (0, value), fontsize=7, color="0.4", va="bottom")
+            beside = axes[0, column].get_yaxis_transform()
+            axes[0, column].text(1.0, value, f" {policy}", transform=beside, fontsize=7, color="0.4", va="center")
         if axes[0, column].get_legend_handles_labels()[1]:
             axes[0, column].legend(frameon=False, fontsize=8)
         axes[1, column].set(yscale="log" if axes[1, column].lines else "linear", xlabel="environment steps")
