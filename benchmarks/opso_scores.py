@@ -5,11 +5,11 @@
 
 Every run is one process on one CPU thread; an interrupted run is resumed. A finished one leaves its successes and curve
 in benchmarks/opso/, from which table and curves are made, and is not repeated while they are there (`--table`: train
-nothing). The last checkpoint is judged over 50 episodes a task; ways on the maze are drawn of the best run that was
-made here. The data are rolled out on this machine by OGBench's own controller, so rows are compared with each other,
-and with the published ones (which learned from OGBench's file, for a million updates of 1,024 transitions) only as a
-landmark. The baselines are made of the same parts: GCBC clones toward goals, GCIVL-style weighs the cloning by the
-advantage of V; neither proposes latents.
+nothing). The last checkpoint is judged over 50 episodes a task; ways on the maze are drawn of the first seed of f = 1,
+if it was trained in this folder. The data are rolled out on this machine by OGBench's own controller, so rows are
+compared with each other, and with the published ones (which learned from OGBench's file, for a million updates of 1,024
+transitions) only as a landmark. The baselines are made of the same parts: GCBC clones toward goals, GCIVL-style weighs
+the cloning by the advantage of V; neither proposes latents.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT, keep, kept, write
+from common import ROOT, keep, kept, put_into_readme, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scores import judge, train
@@ -47,6 +47,7 @@ ROWS = {
     "GCBC: no proposer, no values": [*FLAT, "0"],
 }
 SECOND = "OPSO, f = 0, then its own steps"
+COMMAND = "python benchmarks/opso_scores.py pointmaze"
 PUBLISHED = {
     "GCBC": 9,
     "GCIVL": 63,
@@ -64,7 +65,8 @@ def name_of(row: str, seed: int) -> str:
 def run(row: str, seed: int, out: Path, common: list[str], epochs: int, env_steps: int, episodes: int) -> dict:
     """Train (both phases, if the row has two) and judge; what stays of it."""
     flags, name = [*common, "--seed", str(seed)], name_of(row, seed)
-    offline, online = ["--num_epochs", str(epochs)], ["--env_steps", str(env_steps)]
+    offline = ["--num_epochs", str(epochs)]
+    online = ["--env_steps", str(env_steps), "--eval_every", str(env_steps // 6)]
     if row == SECOND:
         alone = [*offline, "--inverse_data", "online", "--eval_freq", "0"]
         first = train(["--agent", "opso", *flags, *alone], out / f"first-s{seed}")
@@ -116,23 +118,60 @@ def draw_ways(folder: Path, path: Path, episodes: int = 8) -> None:
 
 
 def draw_curves(done: list[dict], path: Path) -> None:
-    """Success against updates, mean over seeds, of the rows with evaluations."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    """Success, mean over seeds: against updates in phase 1, against own steps in phase 2."""
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    axes = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for i, row in enumerate(dict.fromkeys(d["row"] for d in done)):
         points = [d["curve"] for d in done if d["row"] == row]
-        if row == SECOND or not all(points):
-            continue
-        updates, scores = [u for u, _ in points[0]], [[s for _, s in p] for p in points]
-        axis.plot(updates, [statistics.mean(s) for s in zip(*scores)], color=f"C{i}", label=f"{row} ({len(points)})")
-    for name, color in (("HIQL", "0.3"), ("GCIVL", "0.6")):
-        axis.axhline(PUBLISHED[name], color=color, ls="--", lw=1, label=f"{name}, published {PUBLISHED[name]}")
-    axis.set(xlabel="updates", ylabel="success, %", ylim=(0, 100))
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    axis.grid(alpha=0.25)
+        steps, scores = [u for u, _ in points[0]], [[s for _, s in p] for p in points]
+        means = [statistics.mean(s) for s in zip(*scores)]
+        axes[int(row == SECOND)].plot(steps, means, "o-", ms=3, color=f"C{i}", label=f"{row} ({len(points)})")
+    for axis in axes:
+        for name, color in (("HIQL", "0.3"), ("GCIVL", "0.6")):
+            label = f"{name}, published {PUBLISHED[name]}" if axis is axes[0] else None
+            axis.axhline(PUBLISHED[name], color=color, ls="--", lw=1, label=label)
+        axis.grid(alpha=0.25)
+    axes[0].set(xlabel="updates", ylabel="success, %", ylim=(-2, 100), title="phase 1, from data")
+    axes[1].set(xlabel="own environment steps", title="phase 2, from own steps")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     with records.replacing(path) as part:
         figure.savefig(part, format="png", dpi=110)
+
+
+def table_of(done: list[dict]) -> dict[str, dict]:
+    """A row each: success of the last checkpoints by seed and by task, in percent."""
+    table = {}
+    for row in [row for row in (*ROWS, SECOND) if any(d["row"] == row for d in done)]:
+        mine = sorted((d for d in done if d["row"] == row), key=lambda d: d["seed"])
+        scores = [d["success"] for d in mine]
+        table[row] = {
+            "flags": ROWS.get(row, ["--inverse_data", "online"]),
+            "f": mine[0]["f"],
+            "seeds": [d["seed"] for d in mine],
+            "data": mine[0]["data"],
+            "updates": mine[0]["updates"],
+            "success_mean": round(statistics.mean(scores), 1),
+            "success_std_over_seeds": round(statistics.stdev(scores), 1) if len(scores) > 1 else None,
+            "success_by_seed": [round(s, 1) for s in scores],
+            "by_task": {t: round(statistics.mean(d["by_task"][t] for d in mine), 1) for t in TASKS},
+            "updates_per_s": statistics.median(d["updates_per_s"] for d in mine),
+        }
+    return table
+
+
+def markdown(table: dict[str, dict]) -> str:
+    """The table for people; published figures below."""
+    heads = ["", "f", "success, %", "by seed", *(t.replace("task", "task ") for t in TASKS)]
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    for row, r in table.items():
+        spread = r["success_std_over_seeds"]
+        cells = [row, f"{r['f']:g}", f"{r['success_mean']:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")]
+        cells += [", ".join(f"{s:.1f}" for s in r["success_by_seed"]), *(f"{s:.0f}" for s in r["by_task"].values())]
+        lines.append("| " + " | ".join(cells) + " |")
+    for name, success in PUBLISHED.items():
+        lines.append(f"| {name}, published, OGBench's own file | | {success} |" + " |" * (len(heads) - 3))
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -166,34 +205,16 @@ def main() -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         for j in [pool.submit(job, *which) for which in wanted]:
             j.result()
-    done, table = sorted(kept("opso").values(), key=lambda d: d["seed"]), {}
+    done = list(kept("opso").values())
     if not done:
         raise SystemExit("no finished run in benchmarks/opso")
-    for row in [row for row in (*ROWS, SECOND) if any(d["row"] == row for d in done)]:
-        mine = [d for d in done if d["row"] == row]
-        scores = [d["success"] for d in mine]
-        table[row] = {
-            "flags": ROWS.get(row, ["--inverse_data", "online"]),
-            "f": mine[0]["f"],
-            "seeds": [d["seed"] for d in mine],
-            "data": mine[0]["data"],
-            "updates": mine[0]["updates"],
-            "success_mean": round(statistics.mean(scores), 1),
-            "success_std_over_seeds": round(statistics.stdev(scores), 1) if len(scores) > 1 else None,
-            "success_by_seed": [round(s, 1) for s in scores],
-            "by_task": {t: round(statistics.mean(d["by_task"][t] for d in mine), 1) for t in TASKS},
-            "updates_per_s": statistics.median(d["updates_per_s"] for d in mine),
-        }
-        mean, std = table[row]["success_mean"], table[row]["success_std_over_seeds"]
-        print(f"{row:44} {mean:5.1f} ± {std}  {table[row]['by_task']}")
-    print("published, on OGBench's own file: " + ", ".join(f"{k} {v}" for k, v in PUBLISHED.items()))
+    table = table_of(done)
+    print(text := markdown(table))
+    put_into_readme(COMMAND, text)
     draw_curves(done, ROOT / "benchmarks" / "opso_pointmaze.png")
-    for best in sorted(done, key=lambda d: -d["success"]):
-        if found := next((args.out / name_of(best["row"], best["seed"])).glob("*/last_checkpoint.pt"), None):
-            draw_ways(found.parent, ROOT / "benchmarks" / "opso_ways.png")
-            break
-    result = {"episodes_a_task": args.episodes, "rows": table, "published": PUBLISHED}
-    print(write("opso_pointmaze", result))
+    for folder in sorted((args.out / name_of(next(iter(ROWS)), args.seeds[0])).glob("*/last_checkpoint.pt"))[-1:]:
+        draw_ways(folder.parent, ROOT / "benchmarks" / "opso_ways.png")
+    print(write("opso_pointmaze", {"episodes_a_task": args.episodes, "rows": table, "published": PUBLISHED}))
 
 
 if __name__ == "__main__":
