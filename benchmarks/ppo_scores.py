@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common import ROOT, keep, kept, write
+from common import ROOT, keep, kept, put_into_readme, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scores import judge, train
@@ -31,6 +31,7 @@ ROWS = {  # name -> flags of its own, seeds
 }
 COMMON = ["--agent", "ppo", "--threads", "1", "--no_tensorboard", "--eval_every", "10000", "--num_eval_episodes", "20"]
 FIRST = 20_000  # steps in which a good policy must not be lost
+COMMAND = "python benchmarks/ppo_scores.py"
 
 
 def curve(folder: Path) -> list[tuple[int, float]]:
@@ -63,6 +64,41 @@ def draw(curves: dict[str, list], offline: float, name: str) -> Path:
     with records.replacing(path) as part:
         figure.savefig(part, format="png", dpi=110)
     return path
+
+
+def table_of(done: list[dict]) -> dict[str, dict]:
+    """A row each: the last checkpoints' scores, and how low the evaluations of the first steps were."""
+    table = {}
+    for row in [row for row in ROWS if any(d["row"] == row for d in done)]:
+        mine = sorted((d for d in done if d["row"] == row), key=lambda d: d["seed"])
+        last, early = [d["score"] for d in mine], [[y for s, y in d["curve"] if s <= FIRST] for d in mine]
+        table[row] = {
+            "flags": ROWS[row][0],
+            "seeds": [d["seed"] for d in mine],
+            "last_score_by_seed": [round(s, 2) for s in last],
+            "last_score_mean": round(statistics.mean(last), 2),
+            "last_score_std_over_seeds": round(statistics.stdev(last), 2) if len(last) > 1 else None,
+            "mean_of_all_evaluations_by_seed": [round(statistics.mean(y for _, y in d["curve"]), 2) for d in mine],
+            "first_score_by_seed": [round(e[0], 2) for e in early],
+            "least_score_in_the_first_20k_by_seed": [round(min(e), 2) for e in early],
+            "env_steps_per_s_one_thread": statistics.median(d["steps_per_s"] for d in mine),
+        }
+    return table
+
+
+def markdown(table: dict[str, dict], offline: float) -> str:
+    """The table for people."""
+    heads = ["", "last checkpoint", "by seed", "mean of all evaluations", "before the first step", "least until 20,000"]
+    lines = [f"| {' | '.join([*heads, 'steps/s'])} |", "|---|" + "---:|" * len(heads)]
+    for row, r in table.items():
+        spread = r["last_score_std_over_seeds"]
+        cells = [row, f"{r['last_score_mean']:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")]
+        keys = ["last_score_by_seed", "mean_of_all_evaluations_by_seed", "first_score_by_seed"]
+        for key in [*keys, "least_score_in_the_first_20k_by_seed"]:
+            cells.append(", ".join(f"{x:.1f}" for x in r[key]))
+        lines.append("| " + " | ".join([*cells, f"{r['env_steps_per_s_one_thread']:,.0f}"]) + " |")
+    lines.append(f"| the offline checkpoint | {offline:.1f} |" + " |" * (len(heads) - 1))
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -105,35 +141,18 @@ def main() -> None:
         raise SystemExit(f"no run of {args.env_steps:,} steps from this checkpoint is in benchmarks/ppo")
 
     offline = judge_in(args.out, checkpoint, args.episodes)
-    table, curves = {}, {}
-    for row in [row for row in ROWS if any(d["row"] == row for d in done)]:
-        mine = sorted((d for d in done if d["row"] == row), key=lambda d: d["seed"])
-        curves[row] = [d["curve"] for d in mine]
-        last = [d["score"] for d in mine]
-        early = [[y for s, y in c if s <= FIRST] for c in curves[row]]
-        table[row] = {
-            "flags": ROWS[row][0],
-            "seeds": [d["seed"] for d in mine],
-            "last_score_by_seed": [round(s, 2) for s in last],
-            "last_score_mean": round(statistics.mean(last), 2),
-            "last_score_std_over_seeds": round(statistics.stdev(last), 2) if len(last) > 1 else None,
-            "mean_of_all_evaluations_by_seed": [round(statistics.mean(y for _, y in c), 2) for c in curves[row]],
-            "least_score_in_the_first_20k_by_seed": [round(min(e), 2) for e in early],
-            "the_same_as_a_share_of_the_first": [round(min(e) / e[0], 3) for e in early],
-            "env_steps_per_s_one_thread": statistics.median(d["steps_per_s"] for d in mine),
-        }
-        print(f"{row:32} last {table[row]['last_score_mean']:6.2f}  {table[row]['last_score_by_seed']}")
-    if "ppo from scratch, MLP" in table:
-        del table["ppo from scratch, MLP"]["the_same_as_a_share_of_the_first"]  # it starts from nothing
-    print(f"{'the checkpoint':32} last {offline['eval/score']:6.2f}")
+    table = table_of(done)
     result = {
-        "checkpoint": {"agent": offline["agent"], "updates": offline["updates"], "data": offline["data"]},
+        "checkpoint": {"sha256": origin} | {key: offline[key] for key in ("agent", "updates", "data")},
         "checkpoint_score": round(offline["eval/score"], 2),
         "env_steps": args.env_steps,
         "common_flags": COMMON,
         "judged": f"last checkpoint, {args.episodes} episodes, {offline['env']}; curves: 20 episodes",
         "rows": table,
     }
+    print(text := markdown(table, result["checkpoint_score"]))
+    put_into_readme(COMMAND, text)
+    curves = {row: [d["curve"] for d in done if d["row"] == row] for row in table}
     name = f"{offline['agent']} of {offline['data']['name']}"
     print(draw(curves, offline["eval/score"], name), write("ppo_scores", result))
 
