@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,13 +36,13 @@ def new_folder(path: Path) -> Path:
 
 def publish(path: Path, link: Path) -> None:
     """Make `link` mean `path`: a relative symbolic link, or a copy where links are not to be had."""
-    with tempfile.TemporaryDirectory(dir=link.parent) as aside:
-        new = Path(aside) / link.name
-        try:
-            new.symlink_to(os.path.relpath(path, link.parent))
-        except OSError:  # Windows without the right to link
-            shutil.copyfile(path, new)
-        os.replace(new, link)
+    new = link.with_name(f"{link.name}.{os.getpid()}.part")  # other runs publish here too
+    new.unlink(missing_ok=True)
+    try:
+        new.symlink_to(os.path.relpath(path, link.parent))
+    except OSError:  # Windows without the right to link
+        shutil.copyfile(path, new)
+    os.replace(new, link)
 
 
 class Log:

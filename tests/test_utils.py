@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from conftest import Clock
+from conftest import ROOT, Clock
 from test_agent import batch_of
 
 import agent as agent_module
@@ -301,6 +301,15 @@ def test_curves_are_drawn_with_and_without_evaluations(tmp_path):
     log(20, {"loss/critic": 0.5, "eval/score": 35.0, "eval/score_std": 2.0})
     pictures.draw_curves(records.read_log(tmp_path / "log.jsonl"), "two scores", picture)
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and picture.stat().st_size > first > 10_000
+
+
+def test_publishing_that_is_killed_leaves_no_folder_that_could_pass_for_a_run(tmp_path):
+    code = "import os, pathlib, records, sys; os.replace = lambda *_: os._exit(9)\n"
+    code += "records.publish(*map(pathlib.Path, sys.argv[1:]))"
+    paths = [str(tmp_path / name) for name in ("last_checkpoint.pt", "best_checkpoint.pt")]
+    assert subprocess.run([sys.executable, "-c", code, *paths], cwd=ROOT).returncode == 9
+    (left,) = tmp_path.iterdir()
+    assert not left.is_dir()
 
 
 def test_publishing_points_to_the_latest_run(tmp_path):
