@@ -79,6 +79,7 @@ def run(row: str, seed: int, out: Path, common: list[str], epochs: int, env_step
         "row": row,
         "seed": seed,
         "f": 0.0 if row == SECOND else 1.0,
+        "trained_with": log[0]["versions"],
         "data": json.loads((folder / "config.json").read_text())["data"],
         "updates": result["updates"],
         "success": result["eval/score"],
@@ -86,6 +87,16 @@ def run(row: str, seed: int, out: Path, common: list[str], epochs: int, env_step
         "curve": [(r.get("update", r.get("env_step")), r["eval/score"]) for r in log if "eval/score" in r],
         "updates_per_s": round(statistics.median(r["updates_per_s"] for r in log if "updates_per_s" in r), 1),
     }
+
+
+def refuse_others(settings: dict, runs: dict[str, dict]) -> None:
+    """SystemExit if a kept run had another budget or other flags: a table compares rows, so they must agree."""
+    for name, told in runs.items():
+        if told["settings"] != settings:
+            raise SystemExit(
+                f"benchmarks/opso/{name}.json was trained with {told['settings']}, and asked for is {settings}: "
+                "give the same flags, or move the kept runs away and begin another table"
+            )
 
 
 def draw_ways(folder: Path, path: Path, episodes: int = 8) -> None:
@@ -185,20 +196,22 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, SECOND], default=[*ROWS, SECOND])
     parser.add_argument("--num_epochs", type=int, default=30, help="of 500 updates")
-    parser.add_argument("--env_steps", type=int, default=200_000, help="of the second phase")
+    parser.add_argument("--env_steps", type=int, default=60_000, help="of the second phase")
     parser.add_argument("--flags", default="", help='more of trainer.py for every run, --flags="--compile"')
     parser.add_argument("--table", action="store_true", help="train nothing; the table of what is finished")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     data = ["--dataset", args.dataset, "--dataset_dir", str(Path(args.dataset_dir).resolve())]
     common = [*COMMON, *data, *shlex.split(args.flags)]
+    settings = {key: vars(args)[key] for key in ("dataset", "num_epochs", "env_steps", "episodes", "flags")}
+    refuse_others(settings, kept("opso"))
 
     def job(row: str, seed: int) -> None:
         name, began = name_of(row, seed), time.time()
         if name in kept("opso"):
             return
         told = run(row, seed, args.out, common, args.num_epochs, args.env_steps, args.episodes)
-        keep("opso", name, told)
+        keep("opso", name, {"settings": settings} | told)
         print(f"{name}: {told['success']:.1f} {told['by_task']} ({time.time() - began:.0f} s)", flush=True)
 
     wanted = [] if args.table else [(row, seed) for seed in args.seeds for row in args.rows]

@@ -37,6 +37,13 @@ def test_a_row_of_opso_is_the_mean_over_its_seeds(load):
     assert tool.table_of(runs[:1])[row]["success_std_over_seeds"] is None  # one seed has no spread
 
 
+def test_runs_of_another_budget_do_not_enter_the_table_of_opso(load):
+    tool, budget = load("opso_scores"), {"num_epochs": 30}
+    tool.refuse_others(budget, {"a-s0": {"settings": budget}})
+    with pytest.raises(SystemExit, match=r"b-s0.json was trained with .*60.* asked for is .*30.*move the kept runs"):
+        tool.refuse_others(budget, {"a-s0": {"settings": budget}, "b-s0": {"settings": {"num_epochs": 60}}})
+
+
 def test_a_row_of_ppo_tells_how_low_it_fell_at_first(load):
     tool = load("ppo_scores")
     row = next(iter(tool.ROWS))
