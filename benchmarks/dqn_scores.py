@@ -109,6 +109,7 @@ def readings(rows: list[dict]) -> dict[str, float]:
         "td_final_smoothed": smoothed([r["loss/td"] for r in rows if "loss/td" in r])[-1],
         "td_unweighted_final_smoothed": smoothed([r["loss/td_unweighted"] for r in rows if "loss/td" in r])[-1],
         "td_uniform_final_smoothed": smoothed([r["loss/td_uniform"] for r in rows if "loss/td_uniform" in r])[-1],
+        "gradient_clipped": statistics.mean(r["gradient/clipped"] for r in rows if "gradient/clipped" in r),
         "greedy": chosen,
         "episodes": len(raw),
         "steps_per_s_median": statistics.median(speeds),

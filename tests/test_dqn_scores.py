@@ -22,7 +22,8 @@ LOG = [
     {"env_step": 20, "seconds": 1.0, "episode/return": 10.0},
     {"env_step": 60, "seconds": 2.0, "episode/return": 20.0},
     {"env_step": 80, "seconds": 3.0, "loss/td": 2.0, "loss/td_unweighted": 3.0, "loss/td_uniform": 4.0}
-    | {"steps_per_s": 7.0, "updates_per_s": 7.0},
+    | {"steps_per_s": 7.0, "updates_per_s": 7.0, "gradient/clipped": 0.75},
+    {"env_step": 90, "seconds": 3.5, "gradient/clipped": 0.25},
     {"env_step": 95, "seconds": 4.0, "episode/return": 0.0},
     {"env_step": 100, "seconds": 5.0, "eval/return_mean": 42.0},
 ]
@@ -33,7 +34,7 @@ def test_every_reading_of_a_log(tool):
     assert r["final_smoothed"] == r["mean_smoothed_last10pct"] == pytest.approx(9.6310, abs=1e-4)
     assert r["mean_smoothed_window"] == pytest.approx((15.2632 + 9.6310) / 2, abs=1e-4)  # from the first update on
     assert r["raw_mean_last10pct"] == 0.0 and r["greedy_eval_mean"] == 42.0 and r["episodes"] == 3
-    assert (r["td_final_smoothed"], r["td_uniform_final_smoothed"]) == (2.0, 4.0)
+    assert (r["td_final_smoothed"], r["td_uniform_final_smoothed"]) == (2.0, 4.0) and r["gradient_clipped"] == 0.5
 
 
 def test_a_curve_ends_where_its_run_does(tool):
