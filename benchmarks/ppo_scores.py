@@ -126,9 +126,11 @@ def main() -> None:
         flags = [*COMMON, "--env_steps", str(args.env_steps), *own, "--seed", str(seed)]
         folder = train(flags, args.out / name)
         result = judge(folder, args.episodes)
-        rates = [r["steps_per_s"] for r in records.read_log(folder / "log.jsonl") if "steps_per_s" in r]
+        log = records.read_log(folder / "log.jsonl")
+        rates = [r["steps_per_s"] for r in log if "steps_per_s" in r]
         told = {"row": row, "seed": seed, "init": init, "env_steps": args.env_steps, "score": result["eval/score"]}
-        told |= {"curve": curve(folder), "steps_per_s": round(statistics.median(rates), 1)}
+        told |= {"trained_with": log[0]["versions"], "curve": curve(folder)}
+        told |= {"steps_per_s": round(statistics.median(rates), 1)}
         keep("ppo", name, told)
         print(f"{row}, seed {seed}: {told['score']:.1f} ({time.time() - start:.0f} s)", flush=True)
 
