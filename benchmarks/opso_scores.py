@@ -9,7 +9,7 @@ nothing). The last checkpoint is judged over 50 episodes a task; ways on the maz
 if it was trained in this folder. The data are rolled out on this machine by OGBench's own controller, so rows are
 compared with each other, and with the published ones (which learned from OGBench's file, for a million updates of 1,024
 transitions) only as a landmark. The baselines are made of the same parts: GCBC clones toward goals, GCIVL-style weighs
-the cloning by the advantage of V; neither proposes latents.
+the cloning by the advantage of V; neither proposes latents, looks ahead more than a step, nor has leaps of V.
 """
 
 import argparse
@@ -32,18 +32,22 @@ import records
 import utils
 from ogbench_utils import TASKS, make_task
 
-COMMON = ["--preset", "small", "--threads", "1", "--no_tensorboard", "--device", "cpu"]
+COMMON = ["--preset", "small", "--threads", "1", "--no_tensorboard", "--device", "cpu", "--compile"]
 FLAT = ["--proposer", "none", "--proposal_steps", "1", "--no_value_leap", "--temperature"]
 ROWS = {
     "OPSO, f = 1": [],
     "no expectile (least squares)": ["--expectile", "0.5"],
     "no InfoNCE": ["--beta_n", "0"],
     "with alignment": ["--beta_a", "0.05"],
+    "no proposer": ["--proposer", "none"],
+    "near goals by proposals too": ["--no_goal_in_reach"],
+    "inverse dynamics sees the goal": ["--inverse_goal"],
     "no leaps of V (Q alone)": ["--no_value_leap"],
     "one step ahead, not weighed (published)": [
-        *("--proposal_steps", "1", "--temperature", "0", "--no_weigh_inverse", "--no_value_leap"),
+        *("--proposal_steps", "1", "--temperature", "0", "--no_weigh_inverse", "--no_value_leap", "--inverse_goal"),
+        *("--no_goal_in_reach", "--expectile", "0.9"),
     ],
-    "GCIVL-style: no proposer": [*FLAT, "10"],
+    "GCIVL-style: no proposer": [*FLAT, "10", "--expectile", "0.9"],
     "GCBC: no proposer, no values": [*FLAT, "0"],
 }
 SECOND = "OPSO, f = 0, then its own steps"
@@ -195,7 +199,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=50, help="a task")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, SECOND], default=[*ROWS, SECOND])
-    parser.add_argument("--num_epochs", type=int, default=30, help="of 500 updates")
+    parser.add_argument("--num_epochs", type=int, default=20, help="of 500 updates")
     parser.add_argument("--env_steps", type=int, default=60_000, help="of the second phase")
     parser.add_argument("--flags", default="", help='more of trainer.py for every run, --flags="--compile"')
     parser.add_argument("--table", action="store_true", help="train nothing; the table of what is finished")

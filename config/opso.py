@@ -84,7 +84,7 @@ class Goals:
 class Losses:
     """the weights of what is learned without actions"""
 
-    expectile: float = 0.9
+    expectile: float = 0.7
     """tau_e: under-estimates of V cost this, over-estimates the rest; 0.5 is least squares"""
     tau: float = 0.005
     """share of the online nets that enters their slow copies after each update"""
@@ -120,7 +120,11 @@ class Imitation:
     """K, how many steps on the proposed latent lies; 1 is published"""
     proposer: Literal["latent", "none"] = "latent"
     """latent: propose z*, then inverse dynamics; none: act on the goal directly, as GCIVL and cloning do"""
-    temperature: float = 1.0
+    goal_in_reach: bool = True
+    """a goal that V puts within K steps is moved to itself; off: proposals to the last, as published"""
+    inverse_goal: bool = False
+    """inverse dynamics also sees the goal, as published; it then heads for it through walls, whatever is proposed"""
+    temperature: float = 3.0
     """alpha in the weight exp(alpha * advantage) of proposals; 0 imitates all alike"""
     weigh_inverse: bool = True
     """weigh inverse dynamics so too"""
@@ -202,14 +206,15 @@ class OPSOOnlineConfig(Exploration, Cadence, Online, Rest, Core):
     before: dict | None = None  # no flag: what phase 1 learned from, as `settle` found it
 
 
-SMALL = {"d_model": 64, "n_layers": 1, "tau": 0.01, "num_epochs": 30, "eval_freq": 5, "save_freq": 10}
-SMALL |= {"dataset": "pointmaze-medium-navigate-local"}
+SMALL = {"d_model": 64, "n_layers": 1, "tau": 0.01, "num_epochs": 20, "eval_freq": 5, "save_freq": 10}
+SMALL |= {"dataset": "pointmaze-medium-navigate-local", "learning_rate": 1e-3}
 QUICK = {**SMALL, "max_trajectories": 200, "num_epochs": 10, "eval_freq": 5, "num_eval_episodes": 4}
 UPSTREAM = {"context_length": 100, "batch_size": 128, "drop_p": 0.1, "pool": "attention", "rope": True}
 UPSTREAM |= {"head_norm": False, "tau": 0.01, "proposal_steps": 1, "temperature": 0.0, "weigh_inverse": False}
 UPSTREAM |= {"beta_v": 0.1, "beta_s": 1.0, "beta_r": 1.0, "beta_a": 0.1, "nce_bank": 10_000, "reward": "zero_one"}
-UPSTREAM |= {"history": True, "policy_near": 0.0, "lr_fall": 0.0}
-ONLINE = {k: SMALL[k] for k in ("d_model", "n_layers", "tau", "dataset")}
+UPSTREAM |= {"history": True, "policy_near": 0.0, "lr_fall": 0.0, "goal_in_reach": False, "inverse_goal": True}
+UPSTREAM |= {"expectile": 0.9}
+ONLINE = {k: SMALL[k] for k in ("d_model", "n_layers", "tau", "dataset", "learning_rate")}
 PRESETS = {"opso": {"small": SMALL, "quick": QUICK, "upstream": UPSTREAM}}
 PRESETS["opso_online"] = {
     "small": {**ONLINE, "env_steps": 200_000},

@@ -16,9 +16,10 @@ its own episodes (`opso_online`), where the encoder is frozen. Data, tasks and p
      policy of histories goes on as it went. With `history` acting sees the histories that were trained on
   5. the proposal lies K = 10 steps ahead (published: 1), but not behind the goal; proposals and actions are weighed by
      the advantage; half of the policy's goals are near
-  6. the proposer sees the goal, inverse dynamics learns from true latents, Q is a judge of candidates (--select q)
-  7. V also takes K recorded steps at once where they promise more than Q (`value_leap`), and begins pessimistic;
-     the learning rate falls to 0 at the end
+  6. the proposer sees the goal and inverse dynamics, which learns from true latents, does not: it would head for the
+     goal through walls. A goal that V puts within K steps is moved to itself. Q is a judge of candidates (--select q)
+  7. V also takes K recorded steps at once where they promise more than Q (`value_leap`), begins pessimistic, and
+     its expectile is 0.7 (0.9): on top of leaps a higher one takes errors for short cuts. The learning rate falls to 0
   8. InfoNCE does not count neighbours in time as wrong answers; alignment is for goals ahead in the episode alone
 
 `nets` has the networks, `losses` the losses, `system` the agent of phase 1, `online` that of phase 2, `places` what

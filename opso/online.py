@@ -33,7 +33,7 @@ CURVES = "online_training_curves.png"
 STEPS = {"pointmaze": 1000, "antmaze": 1000, "humanoidmaze": 2000}  # of an episode, if its goal is not reached
 ADOPTED = ("context_length", "d_model", "n_layers", "mixer", "d_state", "d_conv", "expand", "headdim", "pool", "rope")
 ADOPTED += ("hidden_dim", "head_norm", "proposal_steps", "proposer", "nce_bank", "inverse_data", "inverse_fraction")
-ADOPTED += ("gamma", "reward", "history")
+ADOPTED += ("gamma", "reward", "history", "inverse_goal")
 
 
 class Experience:

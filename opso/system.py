@@ -49,7 +49,7 @@ class Opso(nn.Module):
         self.predict = Head(D, h, 1, D, norm)
         self.success = Head(2 * D, h, 1, 1, norm)
         self.propose = Head(2 * D, h, 1 if not norm else 2, D, norm)
-        self.inverse = Head(3 * D, h, 2, spec.action, norm)
+        self.inverse = Head((3 if cfg.inverse_goal else 2) * D, h, 2, spec.action, norm)
         if cfg.reward == "neg":
             for net in (self.v, *self.q.nets):
                 nn.init.constant_(net.net[-1].bias, -FAR / (1 - cfg.gamma))
@@ -82,7 +82,8 @@ class Opso(nn.Module):
 
     def action(self, z: Tensor, wanted: Tensor, goal: Tensor) -> Tensor:
         """Inverse dynamics: the first action of a move from z to `wanted`. (..., D) three times -> (..., A)"""
-        return self.middle + self.reach * self.inverse(z, wanted, goal).tanh()
+        seen = (z, wanted, goal) if self.cfg.inverse_goal else (z, wanted)
+        return self.middle + self.reach * self.inverse(*seen).tanh()
 
     # -- what it wants ---------------------------------------------------------------------------
     def losses(self, b: Segments) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -266,12 +267,18 @@ class Opso(nn.Module):
         return self.latents(left, self.slow_encoder)[torch.arange(len(seen), device=seen.device), seen - 1]
 
     def wanted(self, z: Tensor, goal: Tensor) -> Tensor:
-        """The latent to move to: the proposal, with --select q Q's favourite candidate; or the goal. (n, D)"""
-        if self.cfg.proposer == "none":
+        """The latent to move to: the goal if it is near, else the proposal, with --select q Q's favourite. (n, D)"""
+        cfg = self.cfg
+        if cfg.proposer == "none":
             return goal
-        star = self.propose(z, goal)
-        if self.cfg.select == "proposer":
+        star = self.propose(z, goal) if cfg.select == "proposer" else self.favourite(z, goal)
+        if not cfg.goal_in_reach:
             return star
+        return torch.where(self.slow_v(z, goal) > worth(cfg.proposal_steps, cfg), goal, star)
+
+    def favourite(self, z: Tensor, goal: Tensor) -> Tensor:
+        """Of the proposal, copies of it with noise and places on the straight way to the goal, what Q likes best."""
+        star = self.propose(z, goal)
         share = torch.linspace(1 / STRAIGHT, 1, STRAIGHT, device=z.device, dtype=z.dtype)[:, None, None]
         spread = 0.1 * star.std(-1, keepdim=True)
         grid = torch.Generator(z.device).manual_seed(0)  # the same at every step: acting is a function of the state
@@ -279,6 +286,12 @@ class Opso(nn.Module):
         candidates = torch.cat([star[None], star + spread * noise, z + share * (goal - z)])
         score = self.slow_q(z.expand_as(candidates), candidates, goal.expand_as(candidates)).amin(0)  # (C, n)
         return candidates[score.argmax(0), torch.arange(len(z), device=z.device)]
+
+
+def worth(steps: int, cfg) -> float:
+    """The value of a goal that is reached by the last of so many steps."""
+    kept = cfg.gamma ** (steps - 1)
+    return kept if cfg.reward == "zero_one" else (kept - 1) / (1 - cfg.gamma)
 
 
 def labelled_share(cfg) -> float:
@@ -290,6 +303,8 @@ def refuse(cfg) -> None:
     """ValueError for settings that cannot be, in words."""
     if cfg.context_length < 1:
         raise ValueError(f"context_length = {cfg.context_length}, but the agent must see the present: take 1 or more")
+    if cfg.gamma >= 1:
+        raise ValueError(f"gamma = {cfg.gamma}: the value of a goal that is never reached has no end; take less than 1")
     if cfg.goal_current + cfg.goal_trajectory > 1:
         raise ValueError(
             f"goal_current {cfg.goal_current} and goal_trajectory {cfg.goal_trajectory} are more than all goals"

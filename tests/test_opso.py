@@ -26,6 +26,7 @@ from ogbench_utils.segments import Goals, Recorded
 from opso import Opso
 from opso.losses import balance, cosine_step, expectile, info_nce, success_error
 from opso.online import OpsoOnline, adopt, schedule
+from opso.system import worth
 
 SPEC = Spec(2, 2, (-1.0, -1.0), (1.0, 1.0))
 TINY = dict(d_model=16, headdim=8, d_state=4, n_layers=1, hidden_dim=16, context_length=4, proposal_steps=3)
@@ -307,6 +308,29 @@ def test_selection_takes_the_candidate_that_q_likes_best(maze_file):
     assert (score(best) >= score(plain)).all() and (score(best) >= score(goal)).all() and (best != plain).any()
 
 
+@pytest.mark.parametrize("reward", ["neg", "zero_one"])
+def test_a_goal_within_reach_is_moved_to_and_a_far_one_by_way_of_the_proposal(reward):
+    agent = Opso(tiny(reward=reward, proposal_steps=3), SPEC).eval()
+    step = lambda left: {"neg": float(left == 1) - 1, "zero_one": float(left == 1)}[reward]  # noqa: E731
+    value = lambda left: sum(0.99**i * step(left - i) for i in range(left))  # noqa: E731  of a goal so many steps away
+    for left in range(1, 6):
+        assert worth(left, agent.cfg) == pytest.approx(value(left))
+    z, goal = torch.randn(5, 16), torch.randn(5, 16)
+    agent.slow_v.forward = lambda *_: torch.tensor([[value(n) + 1e-4] for n in (1, 2, 3, 4, 50)])
+    near, wanted, proposed = torch.tensor([[1], [1], [1], [0], [0]]) > 0, agent.wanted(z, goal), agent.propose(z, goal)
+    assert torch.equal(wanted, torch.where(near, goal, proposed))
+    agent.cfg = replace(agent.cfg, goal_in_reach=False)
+    assert torch.equal(agent.wanted(z, goal), proposed)
+
+
+def test_inverse_dynamics_follows_the_proposal_and_not_the_goal():
+    z, wanted, *goals = torch.randn(4, 5, 16)
+    for asked in (False, True):
+        agent = Opso(tiny(inverse_goal=asked), SPEC)
+        one, other = (agent.action(z, wanted, goal) for goal in goals)
+        assert torch.equal(one, other) != asked
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -314,6 +338,7 @@ def test_selection_takes_the_candidate_that_q_likes_best(maze_file):
         ({"lambda_q": 0.1}, "Q judges one-step moves"),
         ({"context_length": 0}, "take 1 or more"),
         ({"goal_current": 0.8}, "more than all goals"),
+        ({"gamma": 1.0}, "take less than 1"),
     ],
 )
 def test_settings_that_cannot_be(changes, words):
