@@ -49,6 +49,7 @@ ROWS = {
     ],
     "GCIVL-style: no proposer": [*FLAT, "10", "--expectile", "0.9"],
     "GCBC: no proposer, no values": [*FLAT, "0"],
+    "GCBC, none of its goals drawn near": [*FLAT, "0", "--policy_near", "0"],
 }
 SECOND = "OPSO, f = 0, then its own steps"
 COMMAND = "python benchmarks/opso_scores.py pointmaze"
