@@ -78,7 +78,8 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def config_of(part: dict, path: str | Path):
-    """The config in a checkpoint's dictionary. Settings younger than it take their defaults, with a log line.
+    """The config in a checkpoint's dictionary. Settings younger than it are as they were before there was a flag for
+    them (`OLDER` of its class), or take their defaults, with a log line.
 
     ValueError if it has settings that this version does not know.
     """
@@ -87,9 +88,10 @@ def config_of(part: dict, path: str | Path):
     unknown, young = sorted(saved.keys() - set(names)), [n for n in names if n not in saved]
     if unknown:
         raise ValueError(f"{path} was written with settings that this version does not know: {', '.join(unknown)}")
-    if young:
+    older = getattr(config, "OLDER", {})
+    if young := [n for n in young if n not in older]:
         logging.info(f"{path} is older than these settings, which take their defaults: {', '.join(young)}")
-    return config(**saved)
+    return config(**older | saved)
 
 
 def load(path: str | Path, device: torch.device | str = "cpu", **changes) -> tuple[torch.nn.Module, dict]:

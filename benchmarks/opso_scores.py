@@ -142,13 +142,14 @@ def draw_curves(done: list[dict], path: Path) -> None:
         points = [d["curve"] for d in done if d["row"] == row]
         steps, scores = [u for u, _ in points[0]], [[s for _, s in p] for p in points]
         means = [statistics.mean(s) for s in zip(*scores)]
-        axes[int(row == SECOND)].plot(steps, means, "o-", ms=3, color=f"C{i}", label=f"{row} ({len(points)})")
+        line = "o-" if i < 10 else "o:"  # there are ten colours
+        axes[int(row == SECOND)].plot(steps, means, line, ms=3, color=f"C{i}", label=f"{row} ({len(points)})")
     for axis in axes:
         for name, color in (("HIQL", "0.3"), ("GCIVL", "0.6")):
             label = f"{name}, published {PUBLISHED[name]}" if axis is axes[0] else None
             axis.axhline(PUBLISHED[name], color=color, ls="--", lw=1, label=label)
         axis.grid(alpha=0.25)
-    axes[0].set(xlabel="updates", ylabel="success, %", ylim=(-2, 100), title="phase 1, from data")
+    axes[0].set(xlabel="updates", ylabel="success, %", ylim=(-2, 102), title="phase 1, from data")
     axes[1].set(xlabel="own environment steps", title="phase 2, from own steps")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     with records.replacing(path) as part:

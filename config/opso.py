@@ -1,7 +1,7 @@
 """OPSO's settings."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from config.shared import Agent, Cadence, Descent, Judging, Machine, Online, Run, Training, check_ranges
 
@@ -165,6 +165,8 @@ class Exploration:
 @dataclass(frozen=True)
 class Core(Imitation, Losses, Goals, StateModel, Machine, Judging, Descent, GoalData, Run):
     """What both phases are told."""
+
+    OLDER: ClassVar[dict] = {"inverse_goal": True, "goal_in_reach": False}  # of checkpoints from before these flags
 
     batch_size: int = 32
     weight_decay: float = 0.0

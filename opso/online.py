@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from agent import Spec
-from checkpoints import read_checkpoint
+from checkpoints import config_of, read_checkpoint
 from config import OPSOConfig, OPSOOnlineConfig
 from learn import due
 from memory import Step, renew
@@ -182,14 +182,14 @@ def adopt(cfg: OPSOOnlineConfig, part: dict) -> OPSOOnlineConfig:
     """
     if part["system"] != OPSOConfig.agent:
         raise ValueError(f"--init holds a {part['system']!r}; the second phase goes on from the first, an 'opso'")
-    theirs, changes = part["config"], {}
-    before, now = name_of(OPSOConfig(**theirs)), name_of(cfg)
+    theirs, changes = config_of(part, "--init"), {}
+    before, now = name_of(theirs), name_of(cfg)
     if split_name(before).environment != split_name(now).environment:
         raise ValueError(f"--init was trained on {before}, which is another maze than {now}'s")
     for name in ADOPTED:
-        if getattr(cfg, name) not in (getattr(OPSOOnlineConfig, name), theirs[name]):
-            raise ValueError(f"--{name} {getattr(cfg, name)} contradicts --init, which has {theirs[name]}")
-        changes[name] = theirs[name]
+        changes[name] = getattr(theirs, name)
+        if getattr(cfg, name) not in (getattr(OPSOOnlineConfig, name), changes[name]):
+            raise ValueError(f"--{name} {getattr(cfg, name)} contradicts --init, which has {changes[name]}")
     if cfg.max_episodes:
         changes["env_steps"] = cfg.max_episodes * STEPS[split_name(now).body]
     return replace(cfg, **changes)

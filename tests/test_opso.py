@@ -18,6 +18,7 @@ import online_trainer
 import trainer
 import utils
 from agent import Spec
+from checkpoints import load, save
 from config import PRESETS, OPSOConfig, OPSOOnlineConfig
 from learn import td_target
 from memory import Step
@@ -350,6 +351,21 @@ def test_shares_are_shares():
     for wrong in ({"inverse_fraction": 1.5}, {"expectile": -0.1}, {"proposal_steps": 0}, {"policy_trajectory": 2.0}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} = .* makes no sense"):
             tiny(**wrong)
+
+
+def test_checkpoints_from_before_a_flag_act_as_they_did(tmp_path):
+    agent = Opso(tiny(inverse_goal=True, goal_in_reach=False), SPEC).eval()
+    save(tmp_path / "old.pt", agent, {})
+    part = torch.load(tmp_path / "old.pt", weights_only=True)
+    del part["config"]["inverse_goal"], part["config"]["goal_in_reach"]
+    torch.save(part, tmp_path / "old.pt")
+    woken = load(tmp_path / "old.pt")[0].eval()
+    state, goal = torch.randn(2, 5, 2)
+    for one in (agent, woken):
+        one.slow_v.forward = lambda *_: torch.zeros(5, 1)  # every goal is within reach
+    acted = [one.act(state, None, one.reset(5, goal))[0] for one in (agent, woken)]
+    assert torch.equal(*acted) and woken.cfg.inverse_goal and not woken.cfg.goal_in_reach
+    assert adopt(OPSOOnlineConfig(dataset="walk.npz", env=agent.cfg.env), part).inverse_goal
 
 
 # -- phase 2 -------------------------------------------------------------------------------------
