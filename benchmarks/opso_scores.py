@@ -45,9 +45,9 @@ ROWS = {
     "no leaps of V (Q alone)": ["--no_value_leap"],
     "one step ahead, not weighed (published)": [
         *("--proposal_steps", "1", "--temperature", "0", "--no_weigh_inverse", "--no_value_leap", "--inverse_goal"),
-        *("--no_goal_in_reach", "--expectile", "0.9"),
+        "--no_goal_in_reach",
     ],
-    "GCIVL-style: no proposer": [*FLAT, "10", "--expectile", "0.9"],
+    "GCIVL-style: no proposer": [*FLAT, "10"],
     "GCBC: no proposer, no values": [*FLAT, "0"],
     "GCBC, none of its goals drawn near": [*FLAT, "0", "--policy_near", "0"],
 }

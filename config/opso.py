@@ -84,12 +84,12 @@ class Goals:
 class Losses:
     """the weights of what is learned without actions"""
 
-    expectile: float = 0.7
+    expectile: float = 0.9
     """tau_e: under-estimates of V cost this, over-estimates the rest; 0.5 is least squares"""
     tau: float = 0.005
     """share of the online nets that enters their slow copies after each update"""
     value_leap: bool = True
-    """V also learns from K recorded steps at once, where that is better than Q: values travel K times as fast"""
+    """V learns from K recorded steps at once, of goals within K steps also from Q; off: from Q alone"""
     beta_v: float = 1.0
     """weight of V"""
     beta_s: float = 0.25
@@ -215,7 +215,6 @@ UPSTREAM = {"context_length": 100, "batch_size": 128, "drop_p": 0.1, "pool": "at
 UPSTREAM |= {"head_norm": False, "tau": 0.01, "proposal_steps": 1, "temperature": 0.0, "weigh_inverse": False}
 UPSTREAM |= {"beta_v": 0.1, "beta_s": 1.0, "beta_r": 1.0, "beta_a": 0.1, "nce_bank": 10_000, "reward": "zero_one"}
 UPSTREAM |= {"history": True, "policy_near": 0.0, "lr_fall": 0.0, "goal_in_reach": False, "inverse_goal": True}
-UPSTREAM |= {"expectile": 0.9}
 ONLINE = {k: SMALL[k] for k in ("d_model", "n_layers", "tau", "dataset", "learning_rate")}
 PRESETS = {"opso": {"small": SMALL, "quick": QUICK, "upstream": UPSTREAM}}
 PRESETS["opso_online"] = {

@@ -18,8 +18,8 @@ its own episodes (`opso_online`), where the encoder is frozen. Data, tasks and p
      the advantage; half of the policy's goals are near
   6. the proposer sees the goal and inverse dynamics, which learns from true latents, does not: it would head for the
      goal through walls. A goal that V puts within K steps is moved to itself. Q is a judge of candidates (--select q)
-  7. V also takes K recorded steps at once where they promise more than Q (`value_leap`), begins pessimistic, and
-     its expectile is 0.7 (0.9): on top of leaps a higher one takes errors for short cuts. The learning rate falls to 0
+  7. V learns from K recorded steps at once (`value_leap`), from Q of near goals alone: one step is worth less than
+     V's errors are, and those became short cuts through walls. V begins pessimistic; the learning rate falls to 0
   8. InfoNCE does not count neighbours in time as wrong answers; alignment is for goals ahead in the episode alone
 
 `nets` has the networks, `losses` the losses, `system` the agent of phase 1, `online` that of phase 2, `places` what

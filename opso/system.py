@@ -139,16 +139,19 @@ class Opso(nn.Module):
         return weigh(losses, weights), metrics, slow_all[:, 0]
 
     def leap(self, b: Segments, slow: Tensor, goal: Tensor, one_step: Tensor) -> Tensor:
-        """The better of a one-step target and of K steps along the recorded way: those were possible, so V is no less.
+        """What V is to expect: K steps along the recorded way, and of near goals the better of that and one step's Q.
 
-        slow (B, L, D), goal (N, D), one_step (N,) -> (N,)
+        Far from a goal a step is worth less than V's errors, and a jitter into one would look like a short cut for
+        ever; K steps are worth K times as much. slow (B, L, D), goal (N, D), one_step (N,) -> (N,)
         """
         gamma, t = self.cfg.gamma, self.cfg.context_length
         ahead = slow.gather(1, b.ahead[..., None].expand(-1, -1, slow.shape[-1])).flatten(0, 1)
         steps = (b.ahead - torch.arange(t, device=slow.device)).flatten()
         kept = gamma ** steps.to(slow.dtype)
         paid = (kept - 1) / (1 - gamma) if self.cfg.reward == "neg" else 0.0
-        return torch.maximum(one_step, paid + kept * self.slow_v(ahead, goal).squeeze(-1))
+        leap = paid + kept * self.slow_v(ahead, goal).squeeze(-1)
+        near = one_step > worth(self.cfg.proposal_steps, self.cfg)
+        return torch.where(near, torch.maximum(one_step, leap), leap)
 
     def contrast(self, b: Segments, z: Tensor) -> Tensor:
         """InfoNCE between a latent and one a few steps later. z (B, L, D)"""

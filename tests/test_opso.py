@@ -197,6 +197,9 @@ def test_a_leap_promises_no_more_than_the_way_was_worth(maze_file):
     assert leap[:, 0].tolist() == pytest.approx([-1.9] * n) and leap[:, 1].tolist() == pytest.approx([-1.0] * n)
     better = agent.leap(b, slow, torch.randn(n * t, cfg.d_model), torch.full_like(worst, -0.5)).view(n, t)
     assert (better[b.mask.bool()] == -0.5).all()
+    agent.slow_v.net.net[-1].bias.fill_(-5.0)  # everything is far: what one step promises does not count
+    far = agent.leap(b, slow, torch.randn(n * t, cfg.d_model), torch.full_like(worst, -5.0)).view(n, t)
+    assert far[:, 0].tolist() == pytest.approx([-1.9 - 0.81 * 5] * n)
 
 
 def test_the_learning_rate_comes_to_rest_in_both_phases():
