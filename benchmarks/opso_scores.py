@@ -37,6 +37,7 @@ FLAT = ["--proposer", "none", "--proposal_steps", "1", "--no_value_leap", "--tem
 ROWS = {
     "OPSO, f = 1": [],
     "no expectile (least squares)": ["--expectile", "0.5"],
+    "expectile 0.1 (the published code's sign)": ["--expectile", "0.1"],
     "no InfoNCE": ["--beta_n", "0"],
     "with alignment": ["--beta_a", "0.05"],
     "no proposer": ["--proposer", "none"],
