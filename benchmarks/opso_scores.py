@@ -1,15 +1,17 @@
-"""OPSO on OGBench's point maze: success by task for f = 1, for f = 0 with its second phase, ablations, baselines.
+"""OPSO in OGBench's mazes: success by task for f = 1, for f = 0 with its second phase, ablations, baselines.
 
     python -m ogbench_utils make pointmaze-medium-navigate
     python benchmarks/opso_scores.py pointmaze --dataset_dir datasets [--jobs 2] [--rows "OPSO, f = 1" ...]
+    python benchmarks/opso_scores.py antmaze --rows "OPSO, f = 1" "GCBC: no proposer, no values"
 
 Every run is one process on one CPU thread; an interrupted run is resumed. A finished one leaves its successes and curve
-in benchmarks/opso/, from which table and curves are made, and is not repeated while they are there (`--table`: train
-nothing). The last checkpoint is judged over 50 episodes a task; ways on the maze are drawn of the first seed of f = 1,
-if it was trained in this folder. The data are rolled out on this machine by OGBench's own controller, so rows are
-compared with each other, and with the published ones (which learned from OGBench's file, for a million updates of 1,024
-transitions) only as a landmark. The baselines are made of the same parts: GCBC clones toward goals, GCIVL-style weighs
-the cloning by the advantage of V; neither proposes latents, looks ahead more than a step, nor has leaps of V.
+in benchmarks/opso/ (opso_antmaze/), from which table and curves are made, and is not repeated while they are there
+(`--table`: train nothing). The last checkpoint is judged over 50 episodes a task; ways on the maze are drawn of the
+first seed of f = 1, if it was trained in this folder. The data are rolled out on this machine by OGBench's own
+controller, the ant's by a walker of this project's too, so rows are compared with each other, and with the published
+ones (which learned from OGBench's file, for a million updates of 1,024 transitions) only as a landmark. The baselines
+are made of the same parts: GCBC clones toward goals, GCIVL-style weighs the cloning by the advantage of V; neither
+proposes latents, looks ahead more than a step, nor has leaps of V.
 """
 
 import argparse
@@ -53,15 +55,11 @@ ROWS = {
     "GCBC, none of its goals drawn near": [*FLAT, "0", "--policy_near", "0"],
 }
 SECOND = "OPSO, f = 0, then its own steps"
-COMMAND = "python benchmarks/opso_scores.py pointmaze"
-PUBLISHED = {
-    "GCBC": 9,
-    "GCIVL": 63,
-    "GCIQL": 53,
-    "QRL": 82,
-    "CRL": 29,
-    "HIQL": 79,
-}  # OGBench, pointmaze-medium-navigate
+PUBLISHED = {  # OGBench's paper, ...-medium-navigate
+    "pointmaze": {"GCBC": 9, "GCIVL": 63, "GCIQL": 53, "QRL": 82, "CRL": 29, "HIQL": 79},
+    "antmaze": {"GCBC": 29, "GCIVL": 72, "GCIQL": 71, "QRL": 88, "CRL": 95, "HIQL": 96},
+}
+KEPT = {"pointmaze": "opso", "antmaze": "opso_antmaze"}  # where finished runs are kept
 
 
 def name_of(row: str, seed: int) -> str:
@@ -95,12 +93,12 @@ def run(row: str, seed: int, out: Path, common: list[str], epochs: int, env_step
     }
 
 
-def refuse_others(settings: dict, runs: dict[str, dict]) -> None:
+def refuse_others(settings: dict, runs: dict[str, dict], where: str = "opso") -> None:
     """SystemExit if a kept run had another budget or other flags: a table compares rows, so they must agree."""
     for name, told in runs.items():
         if told["settings"] != settings:
             raise SystemExit(
-                f"benchmarks/opso/{name}.json was trained with {told['settings']}, and asked for is {settings}: "
+                f"benchmarks/{where}/{name}.json was trained with {told['settings']}, and asked for is {settings}: "
                 "give the same flags, or move the kept runs away and begin another table"
             )
 
@@ -134,11 +132,12 @@ def draw_ways(folder: Path, path: Path, episodes: int = 8) -> None:
         figure.savefig(part, format="png", dpi=110)
 
 
-def draw_curves(done: list[dict], path: Path) -> None:
-    """Success, mean over seeds: against updates in phase 1, against own steps in phase 2."""
+def draw_curves(done: list[dict], published: dict[str, int], path: Path) -> None:
+    """Success, mean over seeds: against updates in phase 1, against own steps in phase 2 if any run has one."""
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    two = any(d["row"] == SECOND for d in done)
+    axes = figure.subplots(1, 1 + two, sharey=True, squeeze=False, width_ratios=(3, 2)[: 1 + two])[0]
     for i, row in enumerate(dict.fromkeys(d["row"] for d in done)):
         points = [d["curve"] for d in done if d["row"] == row]
         steps, scores = [u for u, _ in points[0]], [[s for _, s in p] for p in points]
@@ -147,11 +146,12 @@ def draw_curves(done: list[dict], path: Path) -> None:
         axes[int(row == SECOND)].plot(steps, means, line, ms=3, color=f"C{i}", label=f"{row} ({len(points)})")
     for axis in axes:
         for name, color in (("HIQL", "0.3"), ("GCIVL", "0.6")):
-            label = f"{name}, published {PUBLISHED[name]}" if axis is axes[0] else None
-            axis.axhline(PUBLISHED[name], color=color, ls="--", lw=1, label=label)
+            label = f"{name}, published {published[name]}" if axis is axes[0] else None
+            axis.axhline(published[name], color=color, ls="--", lw=1, label=label)
         axis.grid(alpha=0.25)
     axes[0].set(xlabel="updates", ylabel="success, %", ylim=(-2, 102), title="phase 1, from data")
-    axes[1].set(xlabel="own environment steps", title="phase 2, from own steps")
+    if two:
+        axes[1].set(xlabel="own environment steps", title="phase 2, from own steps")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     with records.replacing(path) as part:
         figure.savefig(part, format="png", dpi=110)
@@ -178,7 +178,7 @@ def table_of(done: list[dict]) -> dict[str, dict]:
     return table
 
 
-def markdown(table: dict[str, dict]) -> str:
+def markdown(table: dict[str, dict], published: dict[str, int]) -> str:
     """The table for people; published figures below."""
     heads = ["", "f", "success, %", "by seed", *(t.replace("task", "task ") for t in TASKS)]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
@@ -187,17 +187,17 @@ def markdown(table: dict[str, dict]) -> str:
         cells = [row, f"{r['f']:g}", f"{r['success_mean']:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")]
         cells += [", ".join(f"{s:.1f}" for s in r["success_by_seed"]), *(f"{s:.0f}" for s in r["by_task"].values())]
         lines.append("| " + " | ".join(cells) + " |")
-    for name, success in PUBLISHED.items():
+    for name, success in published.items():
         lines.append(f"| {name}, published, OGBench's own file | | {success} |" + " |" * (len(heads) - 3))
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=["pointmaze"])
-    parser.add_argument("--dataset", default="pointmaze-medium-navigate-local")
+    parser.add_argument("experiment", choices=KEPT)
+    parser.add_argument("--dataset", default="", help="default: EXPERIMENT-medium-navigate-local")
     parser.add_argument("--dataset_dir", default="datasets")
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "scores" / "opso")
+    parser.add_argument("--out", type=Path, help="default: outputs/scores/ and where it is kept")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--episodes", type=int, default=50, help="a task")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -207,34 +207,38 @@ def main() -> None:
     parser.add_argument("--flags", default="", help='more of trainer.py for every run, --flags="--compile"')
     parser.add_argument("--table", action="store_true", help="train nothing; the table of what is finished")
     args = parser.parse_args()
+    where, published = KEPT[args.experiment], PUBLISHED[args.experiment]
+    args.dataset = args.dataset or f"{args.experiment}-medium-navigate-local"
+    args.out = args.out or ROOT / "outputs" / "scores" / where
     args.out.mkdir(parents=True, exist_ok=True)
     data = ["--dataset", args.dataset, "--dataset_dir", str(Path(args.dataset_dir).resolve())]
     common = [*COMMON, *data, *shlex.split(args.flags)]
     settings = {key: vars(args)[key] for key in ("dataset", "num_epochs", "env_steps", "episodes", "flags")}
-    refuse_others(settings, kept("opso"))
+    refuse_others(settings, kept(where), where)
 
     def job(row: str, seed: int) -> None:
         name, began = name_of(row, seed), time.time()
-        if name in kept("opso"):
+        if name in kept(where):
             return
         told = run(row, seed, args.out, common, args.num_epochs, args.env_steps, args.episodes)
-        keep("opso", name, {"settings": settings} | told)
+        keep(where, name, {"settings": settings} | told)
         print(f"{name}: {told['success']:.1f} {told['by_task']} ({time.time() - began:.0f} s)", flush=True)
 
     wanted = [] if args.table else [(row, seed) for seed in args.seeds for row in args.rows]
     with ThreadPoolExecutor(args.jobs) as pool:
         for j in [pool.submit(job, *which) for which in wanted]:
             j.result()
-    done = list(kept("opso").values())
+    done = list(kept(where).values())
     if not done:
-        raise SystemExit("no finished run in benchmarks/opso")
+        raise SystemExit(f"no finished run in benchmarks/{where}")
     table = table_of(done)
-    print(text := markdown(table))
-    put_into_readme(COMMAND, text)
-    draw_curves(done, ROOT / "benchmarks" / "opso_pointmaze.png")
+    print(text := markdown(table, published))
+    put_into_readme(f"python benchmarks/opso_scores.py {args.experiment}", text)
+    pictures = ROOT / "benchmarks"
+    draw_curves(done, published, pictures / f"opso_{args.experiment}.png")
     for folder in sorted((args.out / name_of(next(iter(ROWS)), args.seeds[0])).glob("*/last_checkpoint.pt"))[-1:]:
-        draw_ways(folder.parent, ROOT / "benchmarks" / "opso_ways.png")
-    print(write("opso_pointmaze", {"episodes_a_task": args.episodes, "rows": table, "published": PUBLISHED}))
+        draw_ways(folder.parent, pictures / f"opso_{args.experiment}_ways.png")
+    print(write(f"opso_{args.experiment}", {"episodes_a_task": args.episodes, "rows": table, "published": published}))
 
 
 if __name__ == "__main__":

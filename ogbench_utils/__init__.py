@@ -1,4 +1,4 @@
-"""OGBench's mazes: names, downloads, files -> segments with goals, the five tasks, local data of the point mazes."""
+"""OGBench's mazes: names, downloads, files -> segments with goals, the five tasks, and local data."""
 
 from ogbench_utils.datasets import get, name_of, open_data
 from ogbench_utils.environment import TASKS, make_maze, make_task

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     verbs.add_parser("list", **common, help="what there is, what is here, what can be made here")
     fetch = verbs.add_parser("get", **common, help="download OGBench's files, for training and for validation")
     fetch.add_argument("name", help="e.g. antmaze-medium-navigate-v0")
-    make = verbs.add_parser("make", **common, help="roll out local data in OGBench's layout (point mazes)")
+    make = verbs.add_parser("make", **common, help="roll out local data in OGBench's layout (points and ants)")
     make.add_argument("name", help="e.g. pointmaze-medium-navigate")
     make.add_argument("--episodes", type=int, default=0, help="how many (default: as many as OGBench's)")
     make.add_argument("--seed", type=int, default=0, help="of the rollouts (default: %(default)s)")

@@ -1,12 +1,13 @@
 """Local data: files in OGBench's layout, rolled out on this machine by OGBench's scripted controller.
 
-The point mazes need no more than that: at every step the controller heads for the next cell on the shortest way to its
-goal, with noise. `navigate` draws a new goal whenever one is reached; `stitch` has goals four cells away. OGBench's ant
-and humanoid are walked by trained policies, which are not shipped, so their data cannot be made here yet.
+At every step the controller heads for the next cell on the shortest way to its goal, with noise. `navigate` draws a new
+goal whenever one is reached; `stitch` has goals four cells away; `explore` heads for nowhere, but anew every ten steps.
+A point moves as it is told. An ant is walked by a policy that was trained for it (`train_walker`) and is shipped; it is
+not OGBench's own, and walks otherwise. The humanoid's takes a hundred times as long to train, and is not there.
 
 Every episode follows from its own child of the seed, so the file does not depend on how many processes worked on it,
-and its bytes are the same each time. Where we differ from OGBench's script: seeds are ours, so that the episodes are
-others of the same distribution.
+and its bytes are the same each time on the same kind of processor. Where we differ from OGBench's script: seeds are
+ours, so that the episodes are others of the same distribution.
 """
 
 import json
@@ -21,15 +22,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from files import alone
+from files import alone, sha256_of
 from ogbench_utils.environment import make_maze, seeded
-from ogbench_utils.names import DATASETS, DIMS, Name, local_name, split_name
+from ogbench_utils.names import DATASETS, DIMS, POSITIONS, Name, local_name, split_name
 from records import replacing
 from workers import cores, work_off
 
 SHARD = 10  # episodes that one process rolls in one go
-NOISE = 0.5  # standard deviation of what is added to a point's actions
+NOISE = {"pointmaze": 0.5, "antmaze": 0.2}  # standard deviation of what is added to actions ...
+EXPLORING = 1.0  # ... and in `explore`
+HOLD = 10  # steps in one direction in `explore`
 NEAR = 4  # cells between start and goal in `stitch`
+WALKER = Path(__file__).parent / "ant.npz"  # the policy that walks the ant, and how it was made
 
 
 class Shard(NamedTuple):
@@ -52,7 +56,7 @@ def usual_episodes(name: str) -> int:
 
 
 def can_make(name: str) -> bool:
-    return split_name(name).body == "pointmaze"
+    return split_name(name).body in NOISE
 
 
 def make_local(
@@ -72,8 +76,8 @@ def make_local(
     words, facts = split_name(name), DATASETS[f"{split_name(name).base}-v0"]
     if not can_make(name):
         raise ValueError(
-            f"{words.base} cannot be made on this machine: its bodies walk by trained policies, and none is shipped "
-            f"yet. Local data exist for {', '.join(k for k in DATASETS if can_make(k))}. OGBench's own file: "
+            f"{words.base} cannot be made on this machine: its body walks by a trained policy, and none is shipped. "
+            f"Local data exist for {', '.join(k for k in DATASETS if can_make(k))}. OGBench's own file: "
             f"python -m ogbench_utils get {words.base}-v0"
         )
     episodes, length = episodes or facts.episodes, length or facts.length
@@ -83,6 +87,8 @@ def make_local(
     target.parent.mkdir(parents=True, exist_ok=True)
     record = {"name": local_name(name), "made_by": __name__, "seed": seed, "episodes": episodes, "length": length}
     record |= {"versions": {p: version(p) for p in ("ogbench", "gymnasium", "mujoco", "numpy")}}
+    if words.body == "antmaze":
+        record["walker"] = sha256_of(WALKER)
     sibling = target.with_name(f"{target.stem}-val.npz")
     with alone(target):
         if target.exists() and sibling.exists():
@@ -101,10 +107,10 @@ def made_of(path: Path) -> dict:
 
 def _check_same(target: Path, record: dict) -> None:
     theirs = made_of(target)
-    for key in ("name", "seed", "episodes", "length"):
-        if theirs.get(key) != record[key]:
+    for key in ("name", "seed", "episodes", "length", "walker"):
+        if theirs.get(key) != record.get(key):
             raise ValueError(
-                f"{target} is there already, with {key} {theirs.get(key)} instead of {record[key]}. "
+                f"{target} is there already, with {key} {theirs.get(key)} instead of {record.get(key)}. "
                 "Remove it, or choose another number of episodes or another --dataset_dir."
             )
 
@@ -114,16 +120,17 @@ def _make(target: Path, sibling: Path, name: Name, record: dict, workers: int | 
 
     episodes, length = record["episodes"], record["length"]
     count = episodes + max(1, episodes // 10)
-    states, actions = DIMS[name.body]
-    rows, needed = count * (length + 1), count * (length + 1) * (3 * states + actions + 1) * 4
+    (states, actions), (positions, velocities) = DIMS[name.body], POSITIONS[name.body]
+    rows = count * (length + 1)
+    needed = rows * (states + actions + positions + velocities + 1) * 4
     if needed > shutil.disk_usage(target.parent).free:
         raise OSError(f"{target.parent} has too little room: {needed} bytes are needed. Choose another --dataset_dir.")
     columns = {
         "observations": np.empty((rows, states), np.float32),
         "actions": np.empty((rows, actions), np.float32),
         "terminals": np.tile(np.arange(length + 1) == length, count),
-        "qpos": np.empty((rows, states), np.float32),
-        "qvel": np.empty((rows, states), np.float32),
+        "qpos": np.empty((rows, positions), np.float32),
+        "qvel": np.empty((rows, velocities), np.float32),
     }
     seeds = np.random.SeedSequence(record["seed"]).spawn(count)
     shards = [Shard(name, length, i, seeds[i : i + SHARD]) for i in range(0, count, SHARD)]
@@ -159,40 +166,55 @@ def _write(path: Path, columns: dict[str, np.ndarray], record: dict) -> None:
 def roll(shard: Shard, progress: Callable[[int], object] = lambda n: None) -> dict[str, np.ndarray]:
     """The rows of its episodes, T + 1 each: state, action, and MuJoCo's positions and velocities before the action."""
     env = make_maze(shard.name.environment, terminate_at_goal=False, max_episode_steps=shard.length + 1)
+    move = walk() if shard.name.body == "antmaze" else lambda state, way: way
     rows = []
     for child in shard.seeds:
         seed = int(child.generate_state(1)[0])
         with seeded(env, seed):
-            rows += _episode(env, shard.name.kind, shard.length, seed)
+            rows += _episode(env, move, shard.name, shard.length, seed)
         progress(shard.length + 1)
     env.close()
     keys = ("observations", "actions", "qpos", "qvel")
     return {key: np.array(column, np.float32) for key, column in zip(keys, zip(*rows))}
 
 
-def _episode(env, kind: str, length: int, seed: int) -> list[tuple]:
+def walk() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """The shipped policy's mean, as (state (29,), direction (2,)) -> action (8,)."""
+    from d4rl_utils.behaviour import Policy
+
+    with np.load(WALKER) as file:
+        policy = Policy({k: v for k, v in file.items() if k != "made"})
+    still = np.zeros((1, DIMS["antmaze"][1]), np.float32)
+    return lambda state, way: policy(np.concatenate([state[2:], way])[None].astype(np.float32), still)[0]
+
+
+def _episode(env, move: Callable, name: Name, length: int, seed: int) -> list[tuple]:
     """One episode of the controller; draws from NumPy's global generator, as the environment does."""
-    maze = env.unwrapped
+    maze, explores = env.unwrapped, name.kind == "explore"
     free, vertices = cells(maze.maze_map)
     pick = lambda among: among[np.random.randint(len(among))]  # noqa: E731
     start = pick(free)
     goal = pick(vertices)
-    if kind == "stitch":
+    if name.kind == "stitch":
         _, steps_to = maze.get_oracle_subgoal(maze.ij_to_xy(start), maze.ij_to_xy(start))
         goal = pick([c for c in free if steps_to[c] == NEAR] or [start])
     state, _ = env.reset(seed=seed, options={"task_info": {"init_ij": start, "goal_ij": goal}})
-    rows, ways = [], {}
-    for _ in range(length + 1):
-        place = maze.get_xy()
-        leg = maze.xy_to_ij(place), maze.xy_to_ij(maze.cur_goal_xy)
-        if leg not in ways:
-            ways[leg], _ = maze.get_oracle_subgoal(place, maze.cur_goal_xy)
-        way = ways[leg] - place
-        way = way / (np.linalg.norm(way) + 1e-6)
-        action = np.clip(way + np.random.normal(0, NOISE, way.shape), -1, 1).astype(np.float32)
+    noise, rows, ways = EXPLORING if explores else NOISE[name.body], [], {}
+    for t in range(length + 1):
+        if not explores:
+            place = maze.get_xy()
+            leg = maze.xy_to_ij(place), maze.xy_to_ij(maze.cur_goal_xy)
+            if leg not in ways:
+                ways[leg], _ = maze.get_oracle_subgoal(place, maze.cur_goal_xy)
+            heading = ways[leg] - place
+        elif t % HOLD == 0:
+            heading = np.random.randn(2)
+        way = heading / (np.linalg.norm(heading) + 1e-6)
+        action = move(state, way)
+        action = np.clip(action + np.random.normal(0, noise, action.shape), -1, 1).astype(np.float32)
         after, _, _, _, info = env.step(action)
         rows.append((state, action, info["prev_qpos"], info["prev_qvel"]))
-        if kind == "navigate" and info["success"]:
+        if name.kind == "navigate" and info["success"]:
             maze.set_goal(goal_ij=pick(vertices))
         state = after
     return rows

@@ -6,6 +6,7 @@ from typing import NamedTuple
 # Distance of the place (x, y), the first two numbers of a state, within which OGBench's maze counts a goal as reached.
 TOLERANCE = {"pointmaze": 1.0, "antmaze": 0.5, "humanoidmaze": 0.5}
 DIMS = {"pointmaze": (2, 2), "antmaze": (29, 8), "humanoidmaze": (69, 21)}  # (state dims, action dims)
+POSITIONS = {"pointmaze": (2, 2), "antmaze": (15, 14), "humanoidmaze": (28, 27)}  # MuJoCo's (qpos, qvel) dims
 
 # What the score of an agent may be called, by the source of what it learned from. Only the first belongs in a table of
 # OGBench's scores.

@@ -236,14 +236,34 @@ def test_stitch_goals_are_near_and_cells_that_turn_are_known():
     env.close()
 
 
+@pytest.mark.parametrize("kind", ["navigate", "explore"])
+def test_ants_data_are_in_ogbenchs_layout_and_repeat_themselves(kind, tmp_path):
+    pytest.importorskip("ogbench")
+    name = f"antmaze-medium-{kind}"
+    path, again = (make_local(name, 2, 0, workers, tmp_path / str(workers), length=60) for workers in (1, 2))
+    raw, (episodes, identity) = np.load(path), read_npz(path, f"{name}-v0")
+    assert {k: raw[k].shape for k in ("observations", "actions", "qpos", "qvel", "terminals")} == {
+        "observations": (122, 29),
+        "actions": (122, 8),
+        "qpos": (122, 15),
+        "qvel": (122, 14),
+        "terminals": (122,),
+    }
+    assert np.array_equal(raw["observations"], np.concatenate([raw["qpos"], raw["qvel"]], 1))
+    assert (identity.name, identity.source, len(episodes.ends)) == (f"{name}-local", "ogbench-local", 2)
+    assert path.read_bytes() == again.read_bytes()
+    clipped = (np.abs(raw["actions"]) == 1).mean()
+    assert clipped > 0.3 if kind == "explore" else clipped < 0.3  # its noise is five times as strong
+
+
 def test_what_cannot_be_made_says_so_in_words(tmp_path, capsys):
-    assert main(["make", "antmaze-medium-navigate", "--dataset_dir", str(tmp_path)]) == 1
+    assert main(["make", "humanoidmaze-medium-navigate", "--dataset_dir", str(tmp_path)]) == 1
     said = capsys.readouterr().err
-    assert "walk by trained policies" in said and "pointmaze-medium-navigate-v0" in said and "get antmaze" in said
+    assert "walks by a trained policy" in said and "antmaze-medium-navigate-v0" in said and "get humanoid" in said
     assert main(["make", "antmaze-mediun-navigate"]) == 1 and "Did you mean" in capsys.readouterr().err
     assert main(["list", "--dataset_dir", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert all(name in said for name in DATASETS) and said.count("can be made") == 5
+    assert all(name in said for name in DATASETS) and said.count("can be made") == 11
 
 
 def test_info_says_what_is_in_a_file(maze_file, capsys):
