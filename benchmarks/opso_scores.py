@@ -54,7 +54,10 @@ ROWS = {
     "GCBC: no proposer, no values": [*FLAT, "0"],
     "GCBC, none of its goals drawn near": [*FLAT, "0", "--policy_near", "0"],
 }
-SECOND = "OPSO, f = 0, then its own steps"
+SECOND = {  # rows of two phases
+    "OPSO, f = 0, then its own steps": [],
+    "f = 0, inverse dynamics sees the goal": ["--inverse_goal"],
+}
 PUBLISHED = {  # OGBench's paper, ...-medium-navigate
     "pointmaze": {"GCBC": 9, "GCIVL": 63, "GCIQL": 53, "QRL": 82, "CRL": 29, "HIQL": 79},
     "antmaze": {"GCBC": 29, "GCIVL": 72, "GCIQL": 71, "QRL": 88, "CRL": 95, "HIQL": 96},
@@ -71,9 +74,9 @@ def run(row: str, seed: int, out: Path, common: list[str], epochs: int, env_step
     flags, name = [*common, "--seed", str(seed)], name_of(row, seed)
     offline = ["--num_epochs", str(epochs)]
     online = ["--env_steps", str(env_steps), "--eval_every", str(env_steps // 6)]
-    if row == SECOND:
-        alone = [*offline, "--inverse_data", "online", "--eval_freq", "0"]
-        first = train(["--agent", "opso", *flags, *alone], out / f"first-s{seed}")
+    if row in SECOND:
+        alone = [*offline, "--inverse_data", "online", "--eval_freq", "0", *SECOND[row]]
+        first = train(["--agent", "opso", *flags, *alone], out / f"first-{name}")
         online += ["--init", str(first / "last_checkpoint.pt")]
         folder = train(["--agent", "opso_online", *flags, *online], out / name)
     else:
@@ -82,7 +85,7 @@ def run(row: str, seed: int, out: Path, common: list[str], epochs: int, env_step
     return {
         "row": row,
         "seed": seed,
-        "f": 0.0 if row == SECOND else 1.0,
+        "f": 0.0 if row in SECOND else 1.0,
         "trained_with": log[0]["versions"],
         "data": json.loads((folder / "config.json").read_text())["data"],
         "updates": result["updates"],
@@ -136,14 +139,14 @@ def draw_curves(done: list[dict], published: dict[str, int], path: Path) -> None
     """Success, mean over seeds: against updates in phase 1, against own steps in phase 2 if any run has one."""
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
-    two = any(d["row"] == SECOND for d in done)
+    two = any(d["row"] in SECOND for d in done)
     axes = figure.subplots(1, 1 + two, sharey=True, squeeze=False, width_ratios=(3, 2)[: 1 + two])[0]
     for i, row in enumerate(dict.fromkeys(d["row"] for d in done)):
         points = [d["curve"] for d in done if d["row"] == row]
         steps, scores = [u for u, _ in points[0]], [[s for _, s in p] for p in points]
         means = [statistics.mean(s) for s in zip(*scores)]
         line = "o-" if i < 10 else "o:"  # there are ten colours
-        axes[int(row == SECOND)].plot(steps, means, line, ms=3, color=f"C{i}", label=f"{row} ({len(points)})")
+        axes[int(row in SECOND)].plot(steps, means, line, ms=3, color=f"C{i}", label=f"{row} ({len(points)})")
     for axis in axes:
         for name, color in (("HIQL", "0.3"), ("GCIVL", "0.6")):
             label = f"{name}, published {published[name]}" if axis is axes[0] else None
@@ -160,11 +163,11 @@ def draw_curves(done: list[dict], published: dict[str, int], path: Path) -> None
 def table_of(done: list[dict]) -> dict[str, dict]:
     """A row each: success of the last checkpoints by seed and by task, in percent."""
     table = {}
-    for row in [row for row in (*ROWS, SECOND) if any(d["row"] == row for d in done)]:
+    for row in [row for row in (*ROWS, *SECOND) if any(d["row"] == row for d in done)]:
         mine = sorted((d for d in done if d["row"] == row), key=lambda d: d["seed"])
         scores = [d["success"] for d in mine]
         table[row] = {
-            "flags": ROWS.get(row, ["--inverse_data", "online"]),
+            "flags": ROWS[row] if row in ROWS else ["--inverse_data", "online", *SECOND[row]],
             "f": mine[0]["f"],
             "seeds": [d["seed"] for d in mine],
             "data": mine[0]["data"],
@@ -201,7 +204,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--episodes", type=int, default=50, help="a task")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--rows", nargs="+", choices=[*ROWS, SECOND], default=[*ROWS, SECOND])
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, *SECOND], default=[*ROWS, *SECOND])
     parser.add_argument("--num_epochs", type=int, default=20, help="of 500 updates")
     parser.add_argument("--env_steps", type=int, default=60_000, help="of the second phase")
     parser.add_argument("--flags", default="", help='more of trainer.py for every run, --flags="--compile"')
