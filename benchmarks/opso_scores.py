@@ -141,7 +141,7 @@ def draw_curves(done: list[dict], published: dict[str, int], path: Path) -> None
     FigureCanvasAgg(figure)
     two = any(d["row"] in SECOND for d in done)
     axes = figure.subplots(1, 1 + two, sharey=True, squeeze=False, width_ratios=(3, 2)[: 1 + two])[0]
-    for i, row in enumerate(dict.fromkeys(d["row"] for d in done)):
+    for i, row in enumerate(row for row in (*ROWS, *SECOND) if any(d["row"] == row for d in done)):
         points = [d["curve"] for d in done if d["row"] == row]
         steps, scores = [u for u, _ in points[0]], [[s for _, s in p] for p in points]
         means = [statistics.mean(s) for s in zip(*scores)]
