@@ -123,7 +123,7 @@ class Imitation:
     goal_in_reach: bool = True
     """a goal that V puts within K steps is moved to itself; off: proposals to the last, as published"""
     inverse_goal: bool = False
-    """inverse dynamics also sees the goal, as published: better with recorded actions, a failure with its own (f = 0)"""
+    """inverse dynamics also sees the goal, as published: good with recorded actions, bad with its own (f = 0)"""
     temperature: float = 3.0
     """alpha in the weight exp(alpha * advantage) of proposals; 0 imitates all alike"""
     weigh_inverse: bool = True
