@@ -17,8 +17,8 @@ its own episodes (`opso_online`), where the encoder is frozen. Data, tasks and p
   5. the proposal lies K = 10 steps ahead (published: 1), but not behind the goal; proposals and actions are weighed by
      the advantage; half of the policy's goals are near
   6. the proposer sees the goal; inverse dynamics does not unless told to (`inverse_goal`): from recorded actions it
-     learns more with it, but from its own it then heads for the goal against the proposal, into walls. A goal that V
-     puts within K steps is moved to itself. Q judges candidates (--select q)
+     gains by it, from its own it fails with it. A goal that V puts within K steps is moved to itself. Q judges
+     candidates (--select q)
   7. V learns from K recorded steps at once (`value_leap`), from Q of near goals alone: one step is worth less than
      V's errors are, and those became short cuts through walls. V begins pessimistic; the learning rate falls to 0
   8. InfoNCE does not count neighbours in time as wrong answers; alignment is for goals ahead in the episode alone

@@ -237,7 +237,7 @@ def test_stitch_goals_are_near_and_cells_that_turn_are_known():
 
 
 @pytest.mark.parametrize("kind", ["navigate", "explore"])
-def test_ants_data_are_in_ogbenchs_layout_and_repeat_themselves(kind, tmp_path):
+def test_ants_data_are_in_ogbenchs_layout_and_repeat_themselves(kind, tmp_path, monkeypatch):
     pytest.importorskip("ogbench")
     name = f"antmaze-medium-{kind}"
     path, again = (make_local(name, 2, 0, workers, tmp_path / str(workers), length=60) for workers in (1, 2))
@@ -252,6 +252,9 @@ def test_ants_data_are_in_ogbenchs_layout_and_repeat_themselves(kind, tmp_path):
     assert np.array_equal(raw["observations"], np.concatenate([raw["qpos"], raw["qvel"]], 1))
     assert (identity.name, identity.source, len(episodes.ends)) == (f"{name}-local", "ogbench-local", 2)
     assert path.read_bytes() == again.read_bytes()
+    monkeypatch.setattr(local, "sha256_of", lambda path: "another")
+    with pytest.raises(ValueError, match="is there already, with walker .* instead of another"):
+        make_local(name, 2, 0, 1, tmp_path / "1", length=60)
     clipped = (np.abs(raw["actions"]) == 1).mean()
     assert clipped > 0.3 if kind == "explore" else clipped < 0.3  # its noise is five times as strong
 
