@@ -45,7 +45,7 @@ from config import BambaConfig
 from learn import Frozen, Graphed, adamw, clip, detach, set_rate, td_target, weigh
 from mamba import describe_backend
 from memory import Memory, Window, Windows, forget, recall, remember
-from model import Encoder, Normaliser, TwinQ, mlp
+from model import Compilable, Encoder, Normaliser, TwinQ, mlp
 
 
 class Spec(NamedTuple):
@@ -72,6 +72,13 @@ class World(NamedTuple):
     tasks: tuple[str, ...] = ()  # several to be judged in, each an environment of its own: make(render_mode, task)
 
 
+class Noise(NamedTuple):
+    """What is random in one update."""
+
+    bits: Tensor | None  # (n_layers, B, K, D) int16  of the encoder's dropout; None: it drops nothing
+    action: Tensor  # (B, A)  standard normal, for the target action
+
+
 def bc_q_loss(pi: Tensor, action: Tensor, q: Tensor, alpha: float) -> tuple[Tensor, dict]:
     """TD3+BC's actor objective (eq. 5): BC − λ·Q with λ = α / mean|Q|. pi, action: (B, A); q: (B,), a critic on pi."""
     trust = alpha / q.abs().mean().clamp_min(1e-6).detach()
@@ -79,7 +86,7 @@ def bc_q_loss(pi: Tensor, action: Tensor, q: Tensor, alpha: float) -> tuple[Tens
     return clone - trust * q.mean(), {"clone": clone, "q_pi": q.mean(), "trust": trust}
 
 
-class Bamba(nn.Module):
+class Bamba(Compilable):
     def __init__(self, cfg: BambaConfig, spec: Spec, device: torch.device | str = "cpu"):
         super().__init__()
         self.cfg, self.spec, self.updates = cfg, spec, 0
@@ -99,6 +106,10 @@ class Bamba(nn.Module):
         # these nets learn together, the critics apart
         self.seeing = [self.encoder, self.actor, self.next_state, self.reward]
         self.optimiser = adamw([self.critic, *self.seeing], cfg.weight_decay, self.device)
+        if cfg.compile:
+            self.compile_methods("objective")
+            if self.slow_encoder:
+                self.slow_encoder.net.compile_blocks()
         if cfg.cuda_graphs and self.device.type == "cuda":
             self.descend = Graphed(self.descend)
 
@@ -118,13 +129,12 @@ class Bamba(nn.Module):
                 return z.detach()
 
     @torch.no_grad()
-    def target(self, b: Window) -> Tensor:
-        """r + γ·alive·min Q'(s', ã'), ã' the slow actor's action plus clipped noise (TD3). (B,)"""
-        next_states = self.normal(b.next_states)
-        with self.precision():
-            z = self.slow_encoder(next_states) if self.slow_encoder else self.encoder(next_states, noisy=False)
-        z = z.float()
-        noise = torch.randn_like(b.action) * self.cfg.action_noise
+    def target(self, b: Window, next_states: Tensor, z: Tensor, noise: Tensor) -> Tensor:
+        """r + γ·alive·min Q'(s', ã'), ã' the slow actor's action plus clipped noise (TD3). (B,)
+
+        next_states (B, K, S) normalised, z (B, D) their embedding, noise (B, A) standard normal.
+        """
+        noise = noise * self.cfg.action_noise
         noise = noise.clamp(-self.cfg.action_noise_clip, self.cfg.action_noise_clip) * self.reach
         action = self.policy(z, self.slow_actor) + noise
         action = action.clamp(self.middle - self.reach, self.middle + self.reach)
@@ -136,18 +146,36 @@ class Bamba(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16")
 
     # -- what it wants ---------------------------------------------------------------------------
-    def losses(self, b: Window, actors_turn: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def draw_noise(self, b: Window) -> Noise:
+        """All that is random in one update, drawn before it: no loss draws anything."""
+        return Noise(self.encoder.draw_bits(b.states), torch.randn_like(b.action))
+
+    def losses(self, b: Window, actors_turn: bool, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """Everything that is minimised in one update, and what to report of it."""
-        states = self.normal(b.states)
+        states, next_states = self.normal(b.states), self.normal(b.next_states)
         with self.precision():
-            z = self.encoder(states)
-        z = z.float()
-        target = self.target(b)
+            z = self.encoder(states, noise.bits)
+            with torch.no_grad():
+                next_z = (self.slow_encoder or self.encoder)(next_states)
+        return self.objective(b, states, next_states, z.float(), next_z.float(), noise.action, actors_turn)
+
+    def objective(
+        self,
+        b: Window,
+        states: Tensor,
+        next_states: Tensor,
+        z: Tensor,
+        next_z: Tensor,
+        noise: Tensor,
+        actors_turn: bool,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`losses` behind the encoder. states, next_states (B, K, S) normalised; z, next_z (B, D); noise (B, A)"""
+        target = self.target(b, next_states, next_z, noise)
         q = self.critic(self.judged(states, z), b.action)
         za = torch.cat([z, b.action], -1)
         losses = {
             "critic": F.mse_loss(q[0], target) + F.mse_loss(q[1], target),
-            "state": F.mse_loss(self.next_state(za), self.normal(b.next_states[:, -1])),
+            "state": F.mse_loss(self.next_state(za), next_states[:, -1]),
             "reward": F.mse_loss(self.reward(za).squeeze(-1), b.reward),
         }
         weights = {"critic": 1.0, "state": self.cfg.beta_s, "reward": self.cfg.beta_r}
@@ -172,7 +200,7 @@ class Bamba(nn.Module):
 
     def descend(self, batch: Window, actors_turn: bool) -> dict[str, Tensor]:
         self.optimiser.zero_grad()
-        loss, metrics = self.losses(batch, actors_turn)
+        loss, metrics = self.losses(batch, actors_turn, self.draw_noise(batch))
         loss.backward()
         norms = {"critic": clip([self.critic], self.cfg.grad_clip), "rest": clip(self.seeing, self.cfg.grad_clip)}
         self.optimiser.step()

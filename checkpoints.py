@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from config import CONFIGS
+from learn import load_optimizer
 from machine import versions
 from records import replacing
 
@@ -106,7 +107,7 @@ def load(path: str | Path, device: torch.device | str = "cpu", **changes) -> tup
     agent = system(cfg, module.Spec(**part["spec"]), device)
     agent.load_state_dict(part["agent"])
     for key, state in part["optimisers"].items():
-        getattr(agent, key).load_state_dict(state)
+        load_optimizer(getattr(agent, key), state)
     agent.updates = part["updates"]
     if part.get("steps") is not None:
         agent.steps = part["steps"]

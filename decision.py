@@ -33,7 +33,7 @@ from config import DMambaConfig, DMConfig, DTConfig
 from learn import Frozen, Graphed, adamw, clip, detach, set_rate, weigh
 from mamba import describe_backend
 from memory import Span, Spans, renew
-from model import MIXERS, Normaliser, Trunk, small_linear
+from model import MIXERS, Compilable, Normaliser, Trunk, small_linear
 
 MIXER = {"dt": "attention", "dmamba": "mamba1", "dm": {"p": "grained", "dual": "dual", "coarse": "mamba1"}}
 
@@ -88,7 +88,7 @@ def mixers_of(cfg) -> list[nn.Module]:
     return found
 
 
-class Policy(nn.Module):
+class Policy(Compilable):
     """Tokens → trunk → heads. Takes normalised states and scaled returns; gives actions before their tanh."""
 
     def __init__(self, cfg, spec: Spec):
@@ -102,7 +102,7 @@ class Policy(nn.Module):
         self.time.weight._no_weight_decay = True
         self.norm = nn.LayerNorm(D)
         norm = nn.LayerNorm if cfg.agent == "dt" else nn.RMSNorm
-        self.trunk = Trunk(mixers_of(cfg), D, norm, cfg.drop_p, cfg.compile)
+        self.trunk = Trunk(mixers_of(cfg), D, norm, cfg.drop_p)
         hidden = [nn.Linear(D, D), nn.GELU()] if cfg.mlp_embedding else []
         self.action = nn.Sequential(*hidden, nn.Linear(D, spec.action))
         self.next_state = nn.Linear(D, spec.state) if cfg.w_s else None
@@ -117,9 +117,17 @@ class Policy(nn.Module):
 
     def forward(self, rtg: Tensor, states: Tensor, actions: Tensor, steps: Tensor) -> Tensor:
         """(B, K), (B, K, S), (B, K, A), (B, K) -> what is known at R_t, s_t and a_t, (B, K, 3, D)"""
+        return self.trunk(self.tokens(rtg, states, actions, steps)).unflatten(1, (-1, 3))
+
+    def tokens(self, rtg: Tensor, states: Tensor, actions: Tensor, steps: Tensor) -> Tensor:
+        """What enters the trunk, (B, 3K, D)."""
         r = self.token("return", rtg[..., None], steps)
-        x = interleave(r, self.token("state", states, steps), self.token("action", actions, steps))
-        return self.trunk(x).unflatten(1, (-1, 3))
+        return interleave(r, self.token("state", states, steps), self.token("action", actions, steps))
+
+    def compile_parts(self) -> None:
+        """The blocks and what stands before them."""
+        self.trunk.compile_blocks()
+        self.compile_methods("tokens")
 
     def advance(self, rtg: Tensor, state: Tensor, action: Tensor, t: Tensor, layers: tuple, alone: Tensor) -> tuple:
         """One step on from `layers`: a_{t-1}, R_t, s_t -> what is known at s_t (n, D), the next layers.
@@ -164,7 +172,7 @@ def evolve(action: Tensor, teacher: Tensor, share: Tensor) -> Tensor:
     return torch.lerp(action, teacher, share)
 
 
-class Decision(nn.Module):
+class Decision(Compilable):
     def __init__(self, cfg: DTConfig | DMambaConfig | DMConfig, spec: Spec, device: torch.device | str = "cpu"):
         super().__init__()
         refuse(cfg)
@@ -176,8 +184,10 @@ class Decision(nn.Module):
         self.normal = Normaliser(spec.state)
         self.policy = Policy(cfg, spec)
         self.past = Frozen(self.policy) if cfg.self_evolution != "off" else None
-        if self.past and cfg.compile:
-            self.past.net.trunk.compile_blocks()
+        if cfg.compile:
+            for net in [self.policy, *([self.past.net] if self.past else [])]:
+                net.compile_parts()
+            self.compile_methods("objective")
         self.to(device)
         self.device = torch.device(device)
         self.optimiser = adamw([self.policy], cfg.weight_decay, self.device)
@@ -190,19 +200,31 @@ class Decision(nn.Module):
 
     def read(self, b: Span, policy: nn.Module) -> tuple[Tensor, Tensor]:
         """What `policy` knows at every token (B, K, 3, D), and the actions that it reads at s_t (B, K, A)."""
+        h = self.hidden(b, policy)
+        return h, self.bounded(policy.action(h[:, :, 1]))
+
+    def hidden(self, b: Span, policy: nn.Module) -> Tensor:
+        """The first of these."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16"):
             h = policy(b.rtg / SCALE, self.normal(b.states), b.actions, b.steps)
-        h = h.to(b.rtg.dtype)
-        return h, self.bounded(policy.action(h[:, :, 1]))
+        return h.to(b.rtg.dtype)
 
     def losses(self, b: Span, evolving: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Everything that is minimised in one update, and what to report of it."""
-        h, pi = self.read(b, self.policy)
-        clone = masked_mean((pi - b.actions).square(), b.mask)
-        label, metrics = b.actions, {"policy/clone": clone}
+        h, old = self.hidden(b, self.policy), None
         if evolving:
             with torch.no_grad():
-                old = self.read(b, self.past.net)[1]
+                old = self.hidden(b, self.past.net)
+        return self.objective(b, h, old)
+
+    def objective(self, b: Span, h: Tensor, old: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """`losses` behind the trunk. h (B, K, 3, D); old: the same of the older policy, where labels are softened"""
+        pi = self.bounded(self.policy.action(h[:, :, 1]))
+        clone = masked_mean((pi - b.actions).square(), b.mask)
+        label, metrics = b.actions, {"policy/clone": clone}
+        if old is not None:
+            with torch.no_grad():
+                old = self.bounded(self.past.net.action(old[:, :, 1]))
             label = evolve(b.actions, old, self.beta)
             metrics["policy/to_past"] = masked_mean((pi - old).square(), b.mask)
             metrics["policy/past_clone"] = masked_mean((old - b.actions).square(), b.mask)

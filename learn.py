@@ -90,9 +90,24 @@ def set_rate(optimiser: torch.optim.Optimizer, peak: float, update: int, warmup:
         group["lr"].fill_(peak * min(1.0, (update + 1) / max(warmup, 1)))
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Take over moments and rates from `state`, and keep what belongs to this device.
+
+    A plain `load_state_dict` would leave the rate on the CPU, where a captured graph bakes it in as a constant, and
+    bring the other device's `fused` and `capturable`.
+    """
+    kept = ("fused", "capturable", "foreach")
+    own = [{k: group[k] for k in ("lr", *kept) if k in group} for group in optimizer.param_groups]
+    groups = [theirs | {k: mine[k] for k in kept if k in mine} for theirs, mine in zip(state["param_groups"], own)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for group, mine in zip(optimizer.param_groups, own):
+        group["lr"] = mine["lr"].copy_(group["lr"]) if torch.is_tensor(mine["lr"]) else group["lr"]
+
+
 def clip(nets: Iterable[nn.Module], norm: float) -> Tensor:
     """Scale the gradients of `nets` together to at most `norm`; returns the norm they had. No host synchronisation."""
-    return nn.utils.clip_grad_norm_([p for net in nets for p in net.parameters()], norm, foreach=True)
+    # foreach None: one kernel for many tensors where the device can do that; MPS cannot, and raises when told to
+    return nn.utils.clip_grad_norm_([p for net in nets for p in net.parameters()], norm, foreach=None)
 
 
 def due(before: int, now: int, every: int) -> int:
@@ -144,54 +159,58 @@ class Meter:
         self.bad = state["bad"]
 
 
+class CaptureError(RuntimeError):
+    """CUDA refused to capture an update; the process cannot go on on this device."""
+
+
 class Graphed:
     """A CUDA graph of `fn(batch, variant) -> dict of tensors` for each variant, replayed on new batches.
 
     The first calls run eagerly (they are real updates; libraries make their workspaces in them), the next one captures.
-    What comes back is overwritten by the next replay. If CUDA refuses the capture, it says why and stays eager.
+    What comes back is overwritten by the next replay. A capture that CUDA refuses leaves its stream and the generator
+    broken, so there is no way back to eager updates in the same process: CaptureError says how to start without graphs.
     """
 
     WARMUP = 3
 
-    def __init__(self, fn: Callable, say: Callable[[str], None] = print):
-        self.fn, self.say = fn, say
+    def __init__(self, fn: Callable):
+        self.fn = fn
         self.calls: dict = {}
         self.graphs: dict = {}
         self.inputs = None
+        self.stream = self.pool = None  # one of each, whatever the number of graphs and of calls before them
 
     def __call__(self, batch, variant):
         self.calls[variant] = self.calls.get(variant, 0) + 1
-        if self.fn_is_eager(variant):
+        if self.calls[variant] <= self.WARMUP:
             return self.aside(batch, variant)
         if self.inputs is None:
             self.inputs = pytree.tree_map(torch.empty_like, batch)
         torch._foreach_copy_(pytree.tree_leaves(self.inputs), pytree.tree_leaves(batch))
-        if variant not in self.graphs and not self.capture(variant):
-            return self.fn(batch, variant)
+        if variant not in self.graphs:
+            self.capture(variant)
         graph, out = self.graphs[variant]
         graph.replay()
         return out
 
-    def fn_is_eager(self, variant) -> bool:
-        return self.graphs is None or self.calls[variant] <= self.WARMUP
-
     def aside(self, batch, variant):
         """Run on a side stream, as capture wants of the calls before it."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        if self.stream is None:
+            self.stream = torch.cuda.Stream()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             out = self.fn(batch, variant)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         return out
 
-    def capture(self, variant) -> bool:
+    def capture(self, variant) -> None:
         graph = torch.cuda.CUDAGraph()
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 out = self.fn(self.inputs, variant)
         except RuntimeError as error:  # what CUDA raises when something in the update cannot be captured
-            self.say(f"CUDA graphs are off, updates run eagerly: {error}")
-            self.graphs = None
-            return False
+            raise CaptureError(
+                f"CUDA cannot capture this update ({str(error).splitlines()[0]}): start again with --no_cuda_graphs"
+            ) from error
         self.graphs[variant] = graph, out
-        return True

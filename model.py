@@ -19,6 +19,18 @@ def mlp(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+class Compilable(nn.Module):
+    """A module some of whose methods are compiled in place. Copies of it do without, as after `nn.Module.compile`: a
+    compiled method that came along would go on with the original's weights."""
+
+    def compile_methods(self, *names: str) -> None:
+        for name in names:
+            setattr(self, name, torch.compile(getattr(self, name), dynamic=False))
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in super().__getstate__().items() if not hasattr(v, "_torchdynamo_orig_callable")}
+
+
 class Normaliser(nn.Module):
     """States in units of the dataset's spread; the statistics travel in the agent's checkpoint. (..., S) -> (..., S)"""
 
@@ -146,7 +158,7 @@ class Trunk(nn.Module):
     mixers: of the blocks, in order; those that can go on from a state (`start`, `advance`) let the trunk do so too.
     """
 
-    def __init__(self, mixers: list[nn.Module], dim: int, norm: type[nn.Module], drop_p: float, compiled: bool):
+    def __init__(self, mixers: list[nn.Module], dim: int, norm: type[nn.Module], drop_p: float):
         super().__init__()
         if not mixers:
             raise ValueError("n_layers = 0: a trunk needs at least 1")
@@ -154,8 +166,6 @@ class Trunk(nn.Module):
             raise ValueError(f"drop_p = {drop_p} is no dropout probability: take 0 or more and less than 1")
         self.blocks = nn.ModuleList(Block(mixer, dim, drop_p, norm) for mixer in mixers)
         self.norm, self.drop_p = norm(dim, eps=1e-5), drop_p
-        if compiled:
-            self.compile_blocks()
 
     def compile_blocks(self) -> None:
         """Blocks of one kind share their code: seconds to compile, however many there are."""
@@ -186,11 +196,11 @@ class Trunk(nn.Module):
         return self.norm(x), tuple(after)
 
 
-class Encoder(nn.Module):
+class Encoder(Compilable):
     """The last K states as one vector. (B, K, S) -> (B, D)
 
     Linear → RoPE → mixer blocks → LayerNorm → Linear → attention pooling.
-    noisy: False leaves dropout off even in training, for targets.
+    bits: what `draw_bits` gave; None, without dropout, is how targets are computed and how the agent acts.
     """
 
     def __init__(self, cfg, state_dim: int, mixer: str = "mamba2"):
@@ -207,20 +217,37 @@ class Encoder(nn.Module):
         self.rope = RoPE(cfg.d_model, cfg.context_length)
         self.blocks = nn.ModuleList(Block(MIXERS[mixer](cfg), cfg.d_model, cfg.drop_p) for _ in range(cfg.n_layers))
         self.drop_p = cfg.drop_p
-        if cfg.compile:  # one block's code serves all of them: seconds to compile, whatever n_layers is
-            for block in self.blocks:
-                block.compile(dynamic=False)
         self.norm = nn.LayerNorm(cfg.d_model)
         self.out = nn.Linear(cfg.d_model, cfg.d_model)
         self.pool = AttentionPool(cfg.d_model)
+        if cfg.compile:
+            self.compile_blocks()
 
-    def forward(self, states: Tensor, noisy: bool = True) -> Tensor:
-        x = self.rope(self.embed(states))
-        dropping = self.training and noisy and self.drop_p > 0
-        bits = dropout_bits(len(self.blocks), x) if dropping else [None] * len(self.blocks)
-        for block, its_bits in zip(self.blocks, bits):
-            x = block(x, its_bits)
+    def compile_blocks(self) -> None:
+        """One block's code serves all of them: seconds to compile, whatever n_layers is."""
+        for block in self.blocks:
+            block.compile(dynamic=False)
+        self.compile_methods("tokens", "summary")
+
+    def tokens(self, states: Tensor) -> Tensor:
+        """(B, K, S) -> (B, K, D), what enters the first block."""
+        return self.rope(self.embed(states))
+
+    def summary(self, x: Tensor) -> Tensor:
+        """What leaves the last block, (B, K, D) -> (B, D)"""
         return self.pool(self.out(self.norm(x)))
+
+    def draw_bits(self, states: Tensor) -> Tensor | None:
+        """Random bits for one pass over states (B, K, S): (n_layers, B, K, D) int16; None where nothing is dropped."""
+        if not (self.training and self.drop_p):
+            return None
+        return dropout_bits(len(self.blocks), states.new_empty(()).expand(*states.shape[:2], self.norm.weight.numel()))
+
+    def forward(self, states: Tensor, bits: Tensor | None = None) -> Tensor:
+        x = self.tokens(states)
+        for block, its_bits in zip(self.blocks, [None] * len(self.blocks) if bits is None else bits):
+            x = block(x, its_bits)
+        return self.summary(x)
 
 
 class TwinQ(nn.Module):

@@ -82,11 +82,14 @@ class PrioritisedReplay:
     """The last `capacity` transitions of n environments; actions are whole numbers.
 
     state: a tensor (S,) that gives width and dtype of frames. latent: D, numbers kept beside a transition.
+    Everything lies on `device`, where batches are wanted; for MPS, which has no float64, on the CPU.
     """
 
     def __init__(
         self, capacity: int, n: int, k: int, state: Tensor, latent: int, seed: int, alpha: float, eps: float, device
     ):
+        self.device = torch.device(device)  # of batches
+        device = torch.device("cpu") if self.device.type == "mps" else self.device
         self.each = -(-capacity // n)  # slots of one environment
         self.k, self.n, self.ring = k, n, 2 * self.each + k + 1  # frames of one environment
         zeros = lambda *shape, dtype=torch.float32: torch.zeros(*shape, dtype=dtype, device=device)  # noqa: E731
@@ -109,6 +112,7 @@ class PrioritisedReplay:
 
     def add(self, step: Step, latent: Tensor | None = None, update: int = 0) -> None:
         """Take in one step of all n environments; latent (n, D) is of its state."""
+        step = Step(*(x.to(self.frames.device) for x in step))
         # an episode's first state is a frame of its own; elsewhere this writes again what is there
         self.start = torch.where(self.fresh, self.written, self.start)
         self.written = self.written + self.fresh
@@ -120,7 +124,7 @@ class PrioritisedReplay:
         made = torch.full_like(step.reward, update)
         self.facts[slot] = torch.stack([step.reward, step.terminated.float(), step.truncated.float(), made], 1)
         if latent is not None:
-            self.latent[slot] = latent
+            self.latent[slot] = latent.to(self.latent.device)
         self.written = self.written + 1
         self.fresh = step.terminated | step.truncated
         self.steps += 1
@@ -128,7 +132,7 @@ class PrioritisedReplay:
 
     def forget_episode(self, lost: Tensor) -> None:
         """Environments `lost` (n,) bool begin a new episode, though no step ended the old one."""
-        self.fresh = self.fresh | lost
+        self.fresh = self.fresh | lost.to(self.fresh.device)
 
     def sample(self, b: int, beta: float, update: int = 0) -> Sample:
         """B transitions, one from each of B equal parts of the priorities' sum. No host synchronisation."""
@@ -153,16 +157,19 @@ class PrioritisedReplay:
         frames = self.frames.index_select(0, rows.flatten()).unflatten(0, rows.shape)
         reward, terminated, truncated, made = self.facts.index_select(0, slot).unbind(1)
         ends = (terminated, truncated, weight, slot, self.latent.index_select(0, slot), update - made)
-        return Sample(frames[:, :-1], self.action[slot], reward, frames[:, 1:], *ends)
+        batch = Sample(frames[:, :-1], self.action[slot], reward, frames[:, 1:], *ends)
+        return Sample(*(x.to(self.device) for x in batch))
 
     def reprioritise(self, slot: Tensor, error: Tensor) -> None:
         """Transitions (B,) are as likely from now on as these errors (B,) say."""
+        slot, error = slot.to(self.frames.device), error.to(self.frames.device)
         priority = (error.abs().double() + self.eps) ** self.alpha
         self.tree.set(slot, priority)
         self.greatest = torch.maximum(self.greatest, priority.max())
 
     def keep_latent(self, slot: Tensor, latent: Tensor, update: int) -> None:
         """Latents (B, D) of these transitions, made anew."""
+        slot, latent = slot.to(self.frames.device), latent.to(self.frames.device)
         self.latent[slot], self.facts[slot, 3] = latent[last_of(slot)], float(update)
 
     TENSORS = ("frames", "frame", "first", "action", "facts", "latent", "written", "start", "fresh", "greatest")

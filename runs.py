@@ -39,7 +39,7 @@ class Run:
         machine.hold_memory()
         if cfg.threads:
             torch.set_num_threads(cfg.threads)
-        torch.set_float32_matmul_precision("high" if cfg.precision == "tf32" else "highest")
+        machine.set_precision(cfg.precision, self.device)
         self.seeds = machine.streams(cfg.seed, "init", "data", "noise", "env")
         self.world = module.world(cfg)
         torch.manual_seed(self.seeds["init"])

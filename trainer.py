@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import utils
 from config import parse, word_after
-from learn import due
+from learn import CaptureError, due
 from runs import MAY_CHANGE, OnlineRun, Run
 
 
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"folder      {run.folder}")
     try:
         return train_online(run) if online else train_offline(run)
-    except FloatingPointError as error:
+    except (FloatingPointError, CaptureError) as error:
         print(f"error: {error}. The last good checkpoint is {run.folder / 'last_checkpoint.pt'}", file=sys.stderr)
         return 1
     finally:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from config.decision import Returns
-from config.shared import Agent, Data, Judging, Machine, Online, Run, check_ranges
+from config.shared import Agent, Data, Judging, Machine, Online, Precision, Run, check_ranges
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ class PPOConfig(Returns, Anchors, PolicyGradient, Rollouts, Machine, Judging, On
     """PPO: fine-tunes a policy that was trained offline in its environment, or trains a new one."""
 
     agent: Agent = "ppo"
+    precision: Precision = "fp32"
     env_steps: int = 1_000_000
     num_envs: int = 8
     log_every: int = 4096

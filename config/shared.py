@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 Agent = Literal["bamba", "dt", "dmamba", "dm", "dqn", "opso", "opso_online", "ppo"]
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Preset = Literal["none", "quick", "small", "base", "upstream"]
 
 
@@ -126,13 +127,13 @@ class Machine:
     """how to compute"""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps; auto takes a GPU when there is one"""
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """tf32: CUDA's fast float32 products; bf16: the encoder under autocast (decays and sums stay in float32)"""
+    """auto, cpu, cuda, cuda:1, mps; auto takes an NVIDIA card when there is one"""
+    precision: Precision = "auto"
+    """auto: tf32 on CUDA, else fp32; tf32: CUDA's fast float32 products; bf16: besides, the encoder under autocast"""
     compile: bool = False
-    """torch.compile the encoder's blocks: half a minute at the start, then faster; needs a C++ compiler on a CPU"""
+    """torch.compile blocks and losses: half a minute at the start, then faster; needs a C++ compiler on a CPU"""
     cuda_graphs: bool = True
-    """on CUDA, capture the whole update and replay it; falls back to eager with the reason"""
+    """on CUDA, capture the whole update and replay it"""
     threads: int = 0
     """CPU threads; 0: PyTorch's choice. Give 1 to each of several runs side by side"""
 

@@ -18,7 +18,7 @@ class StateEncoder(nn.Module):
         self.embed = nn.Linear(state_dim, cfg.d_model)
         self.rope = RoPE(cfg.d_model, cfg.context_length + cfg.proposal_steps) if cfg.rope else None
         mixers = [MIXERS[cfg.mixer](cfg) for _ in range(cfg.n_layers)]
-        self.trunk = Trunk(mixers, cfg.d_model, nn.LayerNorm, cfg.drop_p, compiled=False)
+        self.trunk = Trunk(mixers, cfg.d_model, nn.LayerNorm, cfg.drop_p)
         self.out = nn.Linear(cfg.d_model, cfg.d_model)
         self.score = mlp(cfg.d_model, cfg.d_model // 4, 1) if cfg.pool == "attention" else None
 

@@ -11,7 +11,7 @@ from agent import Spec
 from config import OPSOConfig
 from learn import Frozen, Graphed, adamw, clip, detach, set_rate, td_target, weigh
 from mamba import describe_backend
-from model import Normaliser
+from model import Compilable, Normaliser
 from ogbench_utils.segments import Recorded, Segments
 from opso.losses import balance, cosine_step, expectile, info_nce, masked_mean, success_error
 from opso.nets import Head, StateEncoder, TwinValue
@@ -31,7 +31,7 @@ class Memory(NamedTuple):
     goal: Tensor  # (n, D)  latents of what is wanted
 
 
-class Opso(nn.Module):
+class Opso(Compilable):
     frozen = False  # the encoder
 
     def __init__(self, cfg: OPSOConfig, spec: Spec, device: torch.device | str = "cpu"):
@@ -64,7 +64,7 @@ class Opso(nn.Module):
         self.actors = [self.propose, self.inverse]
         self.optimiser = adamw([*self.judges, *self.actors], cfg.weight_decay, self.device)
         if cfg.compile:
-            self.losses = torch.compile(self.losses, dynamic=False)
+            self.compile_methods("losses")
         if cfg.cuda_graphs and self.device.type == "cuda":
             self.descend = Graphed(self.descend)
 

@@ -374,8 +374,10 @@ def refuse(cfg: PPOConfig) -> None:
     low, high = TUNED if cfg.policy["data"] else NEW
     if cfg.sigma is not None and not low <= cfg.sigma <= high:
         raise ValueError(f"sigma = {cfg.sigma} is not within {low} and {high}, which bound it while it is learned")
-    if cfg.precision == "bf16":
-        raise ValueError("ppo compares probabilities to 1 in 1,000, and bf16 knows 1 in 100: take --precision fp32")
+    if cfg.precision != "fp32":
+        raise ValueError(
+            f"ppo compares probabilities to 1 in 1,000, which {cfg.precision} may not tell apart: take --precision fp32"
+        )
     if cfg.inference != "window":
         raise ValueError(
             f"ppo acts and learns on windows; {cfg.inference} inference would be another policy: take window"

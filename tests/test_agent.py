@@ -56,7 +56,7 @@ def test_who_learns_when(tiny, critic_input, target_encoder):
 )
 def test_critics_gradient_reaches_the_encoder_only_when_asked(tiny, critic_input, reaches):
     agent = Bamba(tiny(critic_input=critic_input, beta_s=0.0, beta_r=0.0), SPEC).train()
-    loss, _ = agent.losses(batch_of(), False)
+    loss, _ = agent.losses(batch_of(), False, agent.draw_noise(batch_of()))
     loss.backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in agent.encoder.parameters()) == reaches
 
@@ -67,7 +67,7 @@ def test_the_actor_does_not_move_the_critic(tiny):
     for turn in (False, True):
         torch.manual_seed(3)
         agent.optimiser.zero_grad()
-        agent.losses(batch_of(), turn)[0].backward()
+        agent.losses(batch_of(), turn, agent.draw_noise(batch_of()))[0].backward()
         norms.append(torch.stack([p.grad.norm() for p in agent.critic.parameters()]))
     torch.testing.assert_close(*norms)
 
@@ -75,9 +75,14 @@ def test_the_actor_does_not_move_the_critic(tiny):
 def test_dead_states_have_no_future(tiny):
     agent = Bamba(tiny(), SPEC).train()
     batch = batch_of()
-    dead = agent.target(batch._replace(alive=torch.zeros(8)))
+    dead = target_of(agent, batch._replace(alive=torch.zeros(8)))
     assert torch.equal(dead, batch.reward)
-    assert not torch.allclose(agent.target(batch._replace(alive=torch.ones(8))), batch.reward)
+    assert not torch.allclose(target_of(agent, batch._replace(alive=torch.ones(8))), batch.reward)
+
+
+def target_of(agent, b):
+    next_states = agent.normal(b.next_states)
+    return agent.target(b, next_states, agent.encoder(next_states), torch.randn_like(b.action))
 
 
 def test_target_noise_is_clipped_and_within_bounds(tiny):
@@ -86,9 +91,9 @@ def test_target_noise_is_clipped_and_within_bounds(tiny):
     critic = agent.slow_critic.forward
     agent.slow_critic.forward = lambda x, a: seen.append(a) or critic(x, a)
     batch = batch_of(512)
-    agent.target(batch)
+    target_of(agent, batch)
     with torch.no_grad():
-        z = agent.encoder(agent.normal(batch.next_states), noisy=False)
+        z = agent.encoder(agent.normal(batch.next_states))
         clean = agent.policy(z, agent.slow_actor)
     noise = (seen[0] - clean) / agent.reach
     assert noise.shape == (512, 2) and noise.abs().max() <= 0.5 + 1e-5
@@ -99,7 +104,9 @@ def test_target_noise_is_clipped_and_within_bounds(tiny):
 def test_targets_ignore_dropout(tiny):
     for target_encoder in ENCODERS["target_encoder"]:
         agent = Bamba(tiny(drop_p=0.5, action_noise=0.0, target_encoder=target_encoder), SPEC).train()
-        assert torch.equal(agent.target(batch_of()), agent.target(batch_of()))
+        b = batch_of()
+        targets = [agent.losses(b, False, agent.draw_noise(b))[1]["critic/target"] for _ in range(2)]
+        assert torch.equal(*targets)
 
 
 @pytest.mark.parametrize("push, bound", [(100.0, SPEC.high), (-100.0, SPEC.low)])
@@ -174,7 +181,7 @@ def test_q_off_is_cloning_and_q_on_climbs(tiny, alpha, goal):
     batch = batch._replace(action=torch.tensor([0.0, -1.0]).expand(64, 2))
     for _ in range(150):
         optimiser.zero_grad()
-        agent.losses(batch, True)[0].backward()
+        agent.losses(batch, True, agent.draw_noise(batch))[0].backward()
         optimiser.step()
     mean = agent.policy(agent.encoder(agent.normal(batch.states))).mean(0)
     assert (mean - torch.tensor(goal)).abs().max() < 0.1

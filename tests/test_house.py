@@ -13,8 +13,8 @@ from config import CONFIGS, groups_of, parse, readme_table
 
 FLOORS = [
     {"config", "machine", "records", "files"},
-    {"scan", "learn", "memory", "downloads", "workers", "checkpoints"},
-    {"mamba", "replay", "envs"},
+    {"scan", "learn", "memory", "downloads", "workers"},
+    {"mamba", "replay", "envs", "checkpoints"},
     {"grained", "mixers"},
     {"model"},
     {"d4rl_utils"},

@@ -1,5 +1,6 @@
 """The words of an update, each on a few numbers."""
 
+import copy
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from learn import Frozen, Graphed, Meter, adamw, clip, set_rate, td_target, weigh
+from learn import CaptureError, Frozen, Graphed, Meter, adamw, clip, load_optimizer, set_rate, td_target, weigh
 
 
 def test_td_target_on_four_numbers():
@@ -116,7 +117,7 @@ class FakeCuda:
                 graph.record()
 
         @contextmanager
-        def graph(g):
+        def graph(g, pool, stream):
             if refuse:
                 raise RuntimeError("operation not permitted when stream is capturing")
             self.recording = g
@@ -124,7 +125,10 @@ class FakeCuda:
             self.recording = None
 
         stream = type("Stream", (), {"wait_stream": lambda *_: None})
-        for name, fake in {"CUDAGraph": CUDAGraph, "graph": graph, "Stream": stream, "current_stream": stream}.items():
+        fakes = {"CUDAGraph": CUDAGraph, "graph": graph, "current_stream": stream, "graph_pool_handle": object}
+        self.streams = []
+        fakes["Stream"] = lambda: self.streams.append(stream()) or self.streams[-1]
+        for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
         monkeypatch.setattr(torch.cuda, "stream", lambda s: nullcontext())
 
@@ -155,12 +159,44 @@ def test_graphs_warm_up_capture_once_a_variant_and_read_new_batches(monkeypatch)
             x = torch.tensor(float(turn + 1))
             assert run(Batch(x), variant)["y"].item() == (2 * x if variant else -x)
     assert cuda.log == ["eager"] * 6 + ["replay"] * 6 and len(run.graphs) == 2
+    assert len(cuda.streams) == 1  # for all calls before a capture and for the captures themselves
 
 
-def test_a_refused_capture_says_why_and_goes_on_eagerly(monkeypatch):
-    said = []
+def test_a_refused_capture_ends_the_run_with_the_flag_that_helps(monkeypatch):
     cuda = FakeCuda(monkeypatch, refuse=True)
-    run = Graphed(cuda.step, say=said.append)
-    results = [run(Batch(torch.tensor(float(i))), True)["y"].item() for i in range(6)]
-    assert results == [0, 2, 4, 6, 8, 10] and cuda.log == ["eager"] * 6
-    assert len(said) == 1 and "not permitted when stream is capturing" in said[0] and "eagerly" in said[0]
+    run = Graphed(cuda.step)
+    for i in range(3):
+        run(Batch(torch.tensor(float(i))), True)
+    with pytest.raises(CaptureError, match=r"not permitted when stream is capturing.*--no_cuda_graphs"):
+        run(Batch(torch.tensor(3.0)), True)
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_a_loaded_optimizer_keeps_its_own_rate_tensor_and_flags(amsgrad):
+    """A captured graph reads the rate where the optimizer made it; `load_state_dict` alone would put another there."""
+
+    def trained(steps: int):
+        torch.manual_seed(1)
+        net = torch.nn.Linear(3, 2)
+        opt = adamw([net], 0.1, torch.device("cpu"), amsgrad)
+        for i in range(steps):
+            net(torch.full((4, 3), i + 1.0)).square().sum().backward()
+            set_rate(opt, 1e-2, i, 5)
+            opt.step()
+        return net, opt
+
+    net, opt = trained(4)
+    state = copy.deepcopy(opt.state_dict())
+    for group in state["param_groups"]:
+        group["capturable"], group["fused"] = True, None  # as of another device
+    other, fresh = trained(0)
+    other.load_state_dict(net.state_dict())
+    rate = fresh.param_groups[0]["lr"]
+    load_optimizer(fresh, state)
+    assert all(g["lr"] is rate and not g["capturable"] and g["fused"] for g in fresh.param_groups)
+    assert rate == opt.param_groups[0]["lr"] > 0
+    for a, o in ((net, opt), (other, fresh)):
+        o.zero_grad()
+        a(torch.ones(4, 3)).square().sum().backward()
+        o.step()
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), other.parameters()))

@@ -1,5 +1,8 @@
 """Networks: what a rotation keeps, what a pool weighs, what an encoder may see, and what it refuses."""
 
+import copy
+import shutil
+
 import pytest
 import torch
 
@@ -64,9 +67,11 @@ def test_encoder_shapes_dropout_and_state_dict(tiny):
     encoder = Encoder(tiny(drop_p=0.5), 4)
     states, keys = torch.randn(6, 3, 4), set(encoder.state_dict())
     assert encoder(states).shape == (6, 16)
-    assert not torch.equal(encoder(states), encoder(states))
-    assert torch.equal(encoder(states, noisy=False), encoder(states, noisy=False))
-    assert torch.equal(encoder.eval()(states), encoder(states, noisy=False))
+    one, other = encoder.draw_bits(states), encoder.draw_bits(states)
+    assert not torch.equal(encoder(states, one), encoder(states, other))
+    assert torch.equal(encoder(states, one), encoder(states, one))
+    assert torch.equal(encoder(states), encoder(states))
+    assert encoder.eval().draw_bits(states) is None
     assert set(encoder.state_dict()) == keys
     shuffled = encoder(states.flip(1))
     assert not torch.allclose(shuffled, encoder(states))  # order matters
@@ -109,8 +114,20 @@ def test_attention_is_pytorchs_and_its_dropout_only_trains():
 
 
 def test_trunk_refuses_and_drops_only_in_training():
-    trunk, x = Trunk([Attention(8, 1), torch.nn.Linear(8, 8)], 8, torch.nn.RMSNorm, 0.5, False), torch.randn(2, 5, 8)
+    trunk, x = Trunk([Attention(8, 1), torch.nn.Linear(8, 8)], 8, torch.nn.RMSNorm, 0.5), torch.randn(2, 5, 8)
     assert not torch.equal(trunk(x), trunk(x)) and torch.equal(trunk.eval()(x), trunk(x))
     assert trunk.start(2) == ((), ())
     with pytest.raises(ValueError, match="at least 1"):
-        Trunk([], 8, torch.nn.RMSNorm, 0.1, False)
+        Trunk([], 8, torch.nn.RMSNorm, 0.1)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
+def test_a_copy_of_a_compiled_encoder_computes_with_its_own_weights(tiny):
+    encoder = Encoder(tiny(compile=True, n_layers=1), 4).eval()
+    states = torch.randn(6, 3, 4)
+    with torch.no_grad():
+        before = encoder(states)
+        twin = copy.deepcopy(encoder)
+        for p in twin.parameters():
+            p.zero_()
+        assert not twin(states).any() and torch.equal(encoder(states), before)
