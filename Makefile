@@ -4,14 +4,14 @@ BIN = .venv/bin
 
 .PHONY: train test lint clean
 
-train: .venv/run   ## install, train the quick preset, judge it
+train: .venv/run   ## install, train the quick preset, evaluate it
 	$(BIN)/python trainer.py --preset quick
 	$(BIN)/python utils.py --checkpoint outputs/best_checkpoint.pt
 
 test: .venv/dev    ## install, lint, test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 .venv/run: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -1,188 +1,47 @@
-"""Judge any checkpoint, and what surrounds an agent: saving, waking, evaluating it.
+"""Evaluate any checkpoint, and what surrounds an agent: saving, loading, evaluating it.
 
     python utils.py --checkpoint outputs/best_checkpoint.pt
     python utils.py --checkpoint outputs/hopper-medium-bamba-s42-.../last_checkpoint.pt --episodes 100 --json score.json
 
-A judge is the agent in float64 without dropout. In float64 the actions that reach the simulator (rounded to its
-float32) do not depend on how many episodes share a forward pass, so one seed means one score, whatever the batch.
+How episodes are played is in `common/evaluation.py`, what a checkpoint holds in `common/checkpoint.py`.
 """
 
 import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import numpy as np
-import torch
 import tyro
-from torch.utils import _pytree as pytree
 
-import pictures
-from checkpoints import FORMAT, SYSTEMS, config_of, load, read_checkpoint, save, system_of
-from d4rl_utils import SCORE_NAMES as D4RL_NAMES
-from machine import pick_device, versions
-from ogbench_utils import SCORE_NAMES as OGBENCH_NAMES
+from common import plotting
+from common.checkpoint import AGENTS, FORMAT, agent_of, config_of, load, read_checkpoint, save
+from common.device import pick_device, versions
+from common.evaluation import (
+    Episodes,
+    baseline_lines,
+    evaluate,
+    headline,
+    headline_name,
+    report_lines,
+    source_of,
+    summary,
+)
+from common.files import check_file_path
+from common.interface import EvalEnv
+from common.logger import atomic_write
 from ogbench_utils import name_of, split_name
-from records import replacing
 
-__all__ = ["FORMAT", "SYSTEMS", "config_of", "read_checkpoint", "save", "system_of"]  # so that `utils` is all one needs
-
-
-# -- evaluation ----------------------------------------------------------------------------------
-
-
-class Episodes(NamedTuple):
-    """One entry an episode, in the order of their seeds."""
-
-    returns: np.ndarray  # (n,)
-    lengths: np.ndarray  # (n,)
-    outcomes: dict[str, np.ndarray]  # how they ended, each (n,); empty if the world does not say
-    actions: np.ndarray | None  # (A,) how often each was taken; None where they are not discrete
-    tasks: dict[str, np.ndarray]  # returns by task, each (episodes,); empty where there is one alone
-
-
-def judge_of(agent: torch.nn.Module) -> torch.nn.Module:
-    """A float64 copy of the agent in evaluation mode; the agent itself, and every random stream, stay as they are."""
-    device = "cpu" if agent.device.type == "mps" else agent.device  # MPS has no float64
-    with torch.random.fork_rng(devices=[]):
-        twin = type(agent)(replace(agent.cfg, compile=False, cuda_graphs=False, precision="fp32"), agent.spec, device)
-    twin.load_state_dict(agent.state_dict())
-    return twin.double().eval()
-
-
-def evaluate(
-    agent: torch.nn.Module,
-    make_env: Callable,
-    episodes: int,
-    seed: int,
-    frames: list | None = None,
-    goal=None,
-    outcome: Callable | None = None,
-    tasks: tuple[str, ...] = (),
-) -> Episodes:
-    """Play `episodes` episodes (of every task) side by side, one environment each; each counts exactly once.
-
-    Episode i (of a task) begins from seed + i. Deterministic actions; one batched forward a step, over the episodes
-    that still run. frames: filled with the pictures of the first episode. goal: what the agent is asked for, if not
-    what it is used to; an environment whose reset says `info["goal"]` asks for that.
-    outcome, tasks: as in `agent.World`.
-    """
-    if episodes < 1:
-        raise ValueError(f"{episodes} episodes cannot be averaged: take 1 or more")
-    judge = judge_of(agent)
-    first = "rgb_array" if frames is not None else None  # the pictures are of one episode
-    kinds = [(task,) for task in tasks] or [()]
-    envs = [make_env(None if i else first, *kind) for kind in kinds for i in range(episodes)]
-    n = len(envs)
-    as_tensor = lambda x: torch.as_tensor(x, dtype=torch.float64, device=judge.device)  # noqa: E731
-    state, infos = zip(*(env.reset(seed=seed + i % episodes) for i, env in enumerate(envs)))
-    state = np.stack(state)
-    if "goal" in infos[0]:
-        goal = as_tensor(np.stack([info["goal"] for info in infos]))
-    returns, lengths = np.zeros(n), np.zeros(n, dtype=np.int64)
-    live, reward, memory = np.arange(n), np.zeros(n), judge.reset(n, goal)
-    ends, chosen = [{}] * n, []
-    while len(live):
-        action, memory = judge.act(as_tensor(state), as_tensor(reward), memory)
-        action = action.cpu().numpy()
-        if action.dtype.kind == "f":
-            action = action.astype(np.float32)
-        else:
-            chosen.append(action)
-        if frames is not None and live[0] == 0:
-            frames.append(envs[0].render())
-        over = np.zeros(len(live), dtype=bool)
-        for j, i in enumerate(live):
-            state[j], reward[j], terminated, truncated, info = envs[i].step(action[j])
-            over[j] = terminated or truncated
-            if over[j] and outcome:
-                ends[i] = outcome(info, reward[j])
-        returns[live] += reward
-        lengths[live] += 1
-        if over.any():
-            rest = np.flatnonzero(~over)
-            live, state, reward = live[rest], state[rest], reward[rest]
-            rest = torch.as_tensor(rest, device=judge.device)
-            memory = pytree.tree_map(lambda x: x.index_select(0, rest), memory)  # noqa: B023  used at once
-    for env in envs:
-        env.close()
-    outcomes = {k: np.array([end[k] for end in ends], dtype=float) for k in ends[0]}
-    counts = np.bincount(np.concatenate(chosen), minlength=agent.spec.actions) if chosen else None
-    return Episodes(returns, lengths, outcomes, counts, dict(zip(tasks, returns.reshape(-1, episodes))))
-
-
-def summary(result: Episodes, score: Callable[[float], float] | None) -> dict[str, float]:
-    """What is reported of an evaluation; without `score` returns alone.
-
-    Scores are linear, so the score of the mean is the mean of the scores.
-    """
-    r = result.returns
-    more = {f"eval/{k}": float(v.mean()) for k, v in result.outcomes.items()}
-    more |= {f"eval/{k}": score(float(v.mean())) if score else float(v.mean()) for k, v in result.tasks.items()}
-    if result.actions is not None:
-        more |= {f"eval/action_{i}": float(n / result.actions.sum()) for i, n in enumerate(result.actions)}
-    scores = (
-        {"eval/score": score(float(r.mean())), "eval/score_std": float(np.std([score(x) for x in r]))} if score else {}
-    )
-    return (
-        scores
-        | {
-            "eval/return_mean": float(r.mean()),
-            "eval/return_std": float(r.std()),
-            "eval/return_min": float(r.min()),
-            "eval/return_max": float(r.max()),
-            "eval/length_mean": float(result.lengths.mean()),
-            "eval/episodes": len(r),
-        }
-        | more
-    )
-
-
-def words_of(result: Episodes, world) -> list[tuple[str, str]]:
-    """How the episodes ended and what was done in them, labels and words; nothing where that has no meaning."""
-    lines = []
-    if result.tasks:
-        mean = world.score or float
-        lines.append(("tasks", ", ".join(f"{k} {mean(float(v.mean())):.1f}" for k, v in result.tasks.items())))
-    if result.outcomes:
-        lines.append(("ends", ", ".join(f"{k} {v.mean():.0%}" for k, v in result.outcomes.items())))
-    if result.actions is not None:
-        names = world.actions or [str(i) for i in range(len(result.actions))]
-        shares = result.actions / result.actions.sum()
-        lines.append(("actions", ", ".join(f"{name} {share:.0%}" for name, share in zip(names, shares))))
-    return lines
-
-
-def words_of_trivial(returns: dict[str, float] | None) -> list[tuple[str, str]]:
-    """What policies earn that look at nothing, in the same form."""
-    return [("trivial", ", ".join(f"{k} {v:.1f}" for k, v in returns.items()))] if returns else []
-
-
-def headline(row: dict[str, float]) -> float:
-    """The one number of an evaluation's row: its score, or the mean return where there is no reference."""
-    return row.get("eval/score", row["eval/return_mean"])
-
-
-def headline_name(world, source: str) -> str:
-    """What that number is called after learning from data of this source: only D4RL's own give a "D4RL score"."""
-    return (D4RL_NAMES | OGBENCH_NAMES)[source] if world.score else "return"
-
-
-def source_of(data: dict) -> str:
-    """Where what an agent learned from came from; of one that went on from another's training, that one's."""
-    return data.get("before", data)["source"]
-
-
-# -- the verb ------------------------------------------------------------------------------------
+__all__ = ["AGENTS", "FORMAT", "agent_of", "config_of", "load", "read_checkpoint", "save"]
+__all__ += ["Episodes", "evaluate", "headline", "summary"]  # so that `utils` is all one needs
 
 
 @dataclass(frozen=True)
-class Judge:
+class EvalArgs:
     """Play episodes with a trained agent and print what they earned."""
 
     checkpoint: str
@@ -228,87 +87,131 @@ def check_env(wanted: str, cfg, data: dict) -> None:
         )
 
 
-def judge(options: Judge) -> dict:
-    """Evaluate a checkpoint; returns and prints the result."""
+class EvalReport(NamedTuple):
+    """What an evaluation found."""
+
+    args: EvalArgs
+    ckpt: dict
+    env: EvalEnv
+    score_name: str
+    episodes: Episodes
+    by_return: dict[float, Episodes]  # of each return that was asked for
+    frames: list  # pictures of the first episode, if a video is wanted
+    seconds: float  # of the first evaluation
+
+    @property
+    def row(self) -> dict[str, float]:
+        """The numbers, by name."""
+        return summary(self.episodes, self.env.score)
+
+
+def evaluate_checkpoint(args: EvalArgs) -> EvalReport:
+    """Play the episodes. ValueError for what cannot be evaluated, before any is played."""
+    for flag, path in (("video", args.video), ("json", args.json), ("picture", args.picture)):
+        check_file_path(flag, path)
+    if args.picture and not args.target_return:
+        raise ValueError("--picture draws what was got against what was asked for: give --target_return too")
+    if args.video:
+        plotting.set_mujoco_gl()
     changes = {"compile": False, "cuda_graphs": False}
-    if options.env_version:
-        changes["env_version"] = options.env_version
-    if options.inference:
-        changes["inference"] = options.inference
-    agent, part = load(options.checkpoint, pick_device(options.device), **changes)
-    cfg, data = agent.cfg, part["run"]["data"]
-    check_env(options.env, cfg, data)
-    if options.video:
-        pictures.headless_rendering()
-    world = system_of(cfg.agent)[0].world(cfg)
-    if world.spec != agent.spec:
-        raise ValueError(f"the agent was made for {agent.spec}, but {world.name} has {world.spec}")
-    if options.env_version and options.env_version not in world.name:
-        raise ValueError(f"--env_version {options.env_version} is for D4RL's bodies: this agent lives in {world.name}")
-    frames = [] if options.video else None
-    goals = options.target_return or (None,)
+    if args.env_version:
+        changes["env_version"] = args.env_version
+    if args.inference:
+        changes["inference"] = args.inference
+    agent, ckpt = load(args.checkpoint, pick_device(args.device), **changes)
+    data = ckpt["run"]["data"]
+    check_env(args.env, agent.cfg, data)
+    env = agent_of(agent.cfg.agent).make_eval_env(agent.cfg)
+    if env.spec != agent.spec:
+        raise ValueError(f"the agent was made for {agent.spec}, but {env.name} has {env.spec}")
+    if args.env_version and args.env_version not in env.name:
+        raise ValueError(f"--env_version {args.env_version} is for D4RL's bodies: this agent acts in {env.name}")
+
+    goals, frames = args.target_return or (None,), []
     start = time.time()
-    result = evaluate(agent, world.make, options.episodes, options.seed, frames, goals[0], world.outcome, world.tasks)
+    pictures = frames if args.video else None
+    first = evaluate(agent, env.make, args.episodes, args.seed, pictures, goals[0], env.outcome, env.tasks)
     seconds = time.time() - start
-    row = summary(result, world.score)
-    name = headline_name(world, source_of(data))
-    using = ", ".join(f"{k} {v}" for k, v in versions().items())
-    low, high = row["eval/return_min"], row["eval/return_max"]
-    print(f"agent   {cfg.agent}, {part['updates']:,} updates")
+    by_return = {goals[0]: first} if args.target_return else {}
+    for goal in goals[1:]:
+        by_return[goal] = evaluate(agent, env.make, args.episodes, args.seed, goal=goal)
+    return EvalReport(args, ckpt, env, headline_name(env, source_of(data)), first, by_return, frames, seconds)
+
+
+def text_of(report: EvalReport) -> str:
+    """The report for people."""
+    args, ckpt, env, row = report.args, report.ckpt, report.env, report.row
+    data, run = ckpt["run"]["data"], ckpt["run"]
+    lines = [("agent", f"{ckpt['system']}, {ckpt['updates']:,} updates")]
     if data["source"] == "online":
-        print(f"learned in {data['name']}, {part['steps']:,} environment steps")
+        lines.append(("learned", f"in {data['name']}, {ckpt['steps']:,} environment steps"))
         if "before" in data:
             before = data["before"]
-            print(f"after   {before['name']} ({before['source']}), {before['transitions']:,} transitions")
+            lines.append(("after", f"{before['name']} ({before['source']}), {before['transitions']:,} transitions"))
     else:
         known = f"{data['transitions']:,} transitions, SHA-256 {data['sha256'][:12]}"
-        print(f"data    {data['name']} ({data['source']}), {known}")
-    print(f"return  {row['eval/return_mean']:.1f} ± {row['eval/return_std']:.1f}, from {low:.1f} to {high:.1f}")
-    print(f"length  {row['eval/length_mean']:.1f}, from {result.lengths.min()} to {result.lengths.max()}")
-    if world.score:
-        print(f"score   {row['eval/score']:.2f} ± {row['eval/score_std']:.2f}, {name}, on {world.scale}")
+        lines.append(("data", f"{data['name']} ({data['source']}), {known}"))
+    low, high, lengths = row["eval/return_min"], row["eval/return_max"], report.episodes.lengths
+    spread = f"± {row['eval/return_std']:.1f}, from {low:.1f} to {high:.1f}"
+    lines.append(("return", f"{row['eval/return_mean']:.1f} {spread}"))
+    lines.append(("length", f"{row['eval/length_mean']:.1f}, from {lengths.min()} to {lengths.max()}"))
+    if env.score:
+        score = f"{row['eval/score']:.2f} ± {row['eval/score_std']:.2f}"
+        lines.append(("score", f"{score}, {report.score_name}, on {env.scale}"))
     else:
-        print(f"score   none: there are no reference returns for {world.name}")
-    for label, text in words_of(result, world) + words_of_trivial(part["run"].get("trivial")):
-        print(f"{label:<8}{text}")
-    print(f"judged  in {world.name}, {options.episodes} episodes from seed {options.seed}, {seconds:.1f} s; {using}")
-    asked = [result, *(evaluate(agent, world.make, options.episodes, options.seed, goal=g) for g in goals[1:])]
-    for goal, one in zip(options.target_return, asked):
-        mean = float(one.returns.mean())
-        print(f"asked   {goal:g}: return {mean:.1f}" + (f", {name} {world.score(mean):.2f}" if world.score else ""))
-    if options.picture:
-        if not options.target_return:
-            raise ValueError("--picture draws what was got against what was asked for: give --target_return too")
-        with replacing(Path(options.picture)) as file:
-            pictures.draw_sweep(goals, [one.returns for one in asked], f"{cfg.agent}, {data['name']}", file)
-    if options.video:
-        with replacing(Path(options.video)) as file:
-            pictures.write_video(file, frames, world.fps)
-        print(f"video   {options.video}: first episode, return {result.returns[0]:.1f}")
-    if options.json:
-        record = {
-            "checkpoint": str(options.checkpoint),
-            "agent": cfg.agent,
-            "updates": part["updates"],
-            "data": data,
-            "seed": options.seed,
-        }
-        record |= {
-            "env": world.name,
-            "score_name": name,
-            "scale": world.scale,
-            "versions": versions(),
-            **row,
-            "returns": result.returns.tolist(),
-            "tasks": {k: v.tolist() for k, v in result.tasks.items()},
-            "lengths": result.lengths.tolist(),
-            "trivial": part["run"].get("trivial"),
-        }
-        if options.target_return:
-            record["asked"] = {f"{g:g}": one.returns.tolist() for g, one in zip(goals, asked)}
-        with replacing(Path(options.json)) as file:
-            file.write_text(json.dumps(record, indent=1) + "\n")
-    return row
+        lines.append(("score", f"none: there are no reference returns for {env.name}"))
+    lines += report_lines(report.episodes, env)
+    lines += baseline_lines(run.get("baseline_returns"))
+    using = ", ".join(f"{k} {v}" for k, v in versions().items())
+    played = f"{args.episodes} episodes from seed {args.seed}, {report.seconds:.1f} s"
+    lines.append(("eval", f"in {env.name}, {played}; {using}"))
+    for goal, episodes in report.by_return.items():
+        mean = float(episodes.returns.mean())
+        score = f", {report.score_name} {env.score(mean):.2f}" if env.score else ""
+        lines.append(("asked", f"{goal:g}: return {mean:.1f}{score}"))
+    if args.video:
+        lines.append(("video", f"{args.video}: first episode, return {report.episodes.returns[0]:.1f}"))
+    return "\n".join(f"{label:<8}{text}" for label, text in lines)
+
+
+def record_of(report: EvalReport) -> dict:
+    """The report for programs: all that is printed, and every episode."""
+    args, ckpt, env = report.args, report.ckpt, report.env
+    record = {
+        "checkpoint": str(args.checkpoint),
+        "agent": ckpt["system"],
+        "updates": ckpt["updates"],
+        "data": ckpt["run"]["data"],
+        "seed": args.seed,
+        "env": env.name,
+        "score_name": report.score_name,
+        "scale": env.scale,
+        "versions": versions(),
+        **report.row,
+        "returns": report.episodes.returns.tolist(),
+        "tasks": {k: v.tolist() for k, v in report.episodes.tasks.items()},
+        "lengths": report.episodes.lengths.tolist(),
+        "baseline_returns": ckpt["run"].get("baseline_returns"),
+    }
+    if report.by_return:
+        record["asked"] = {f"{goal:g}": episodes.returns.tolist() for goal, episodes in report.by_return.items()}
+    return record
+
+
+def write_files(report: EvalReport) -> None:
+    """The files that were asked for."""
+    args = report.args
+    if args.picture:
+        title = f"{report.ckpt['system']}, {report.ckpt['run']['data']['name']}"
+        with atomic_write(Path(args.picture)) as file:
+            returns = [episodes.returns for episodes in report.by_return.values()]
+            plotting.plot_target_returns(list(report.by_return), returns, title, file)
+    if args.video:
+        with atomic_write(Path(args.video)) as file:
+            plotting.write_video(file, report.frames, report.env.fps)
+    if args.json:
+        with atomic_write(Path(args.json)) as file:
+            file.write_text(json.dumps(record_of(report), indent=1) + "\n")
 
 
 @contextmanager
@@ -323,9 +226,11 @@ def errors_as_sentences() -> Iterator[None]:
 
 def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = tyro.cli(Judge, args=argv, prog="utils.py", use_underscores=True)
+    args = tyro.cli(EvalArgs, args=argv, prog="utils.py", use_underscores=True)
     with errors_as_sentences():
-        judge(options)
+        report = evaluate_checkpoint(args)
+        write_files(report)
+        print(text_of(report))
     return 0
 
 

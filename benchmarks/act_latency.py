@@ -2,25 +2,25 @@
 
     python benchmarks/act_latency.py [--preset small] [--rows 1 16 256] [--contexts 20 100] [--threads 1 --clock cpu]
 
-`act` as the judge calls it, in float32: windows eager and compiled, the carried state eager, compiled and (on CUDA) as
+`act` as evaluations call it, in float32: windows eager and compiled, the carried state eager, compiled and (on CUDA) as
 a captured graph, and dt's window. Times are the least of the repeats: others may be using the machine.
 """
 
 from dataclasses import replace
 
 import torch
-from common import CLOCKS, median_seconds, timing_parser, write
+from harness import CLOCKS, median_seconds, timing_parser, write
 from torch.utils import _pytree as pytree
 
-from agent import Spec
+from common.interface import EnvSpec
 from config import parse
-from decision import Decision
+from decision_transformer import DecisionAgent
 
-SPEC = Spec(state=11, action=3, low=(-1.0,) * 3, high=(1.0,) * 3)  # hopper
+SPEC = EnvSpec(state=11, action=3, low=(-1.0,) * 3, high=(1.0,) * 3)  # hopper
 STEPS = 150  # into the episode, so that every window is full
 
 
-def graphed(agent: Decision, n: int, state, reward):
+def graphed(agent: DecisionAgent, n: int, state, reward):
     """`act` as one CUDA graph on a memory of its own."""
     static = agent.reset(n)
 
@@ -55,7 +55,7 @@ def main() -> None:
 
     def measure(name: str, inference: str, how: str, k: int, n: int) -> None:
         cfg = replace(parse(["--agent", name, "--preset", args.preset]), context_length=k, inference=inference)
-        agent = Decision(cfg, SPEC, device).eval()
+        agent = DecisionAgent(cfg, SPEC, device).eval()
         state, reward = torch.randn(n, SPEC.state, device=device), torch.ones(n, device=device)
         run = agent.act
         if how == "compiled":

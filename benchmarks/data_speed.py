@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 import torch
-from common import median_seconds, write
+from harness import median_seconds, write
 from torch.utils.data import DataLoader, Dataset
 
 import d4rl_utils
-from memory import Windows, window
+from common.windows import WindowSampler, window
 
 
 class PerItem(Dataset):
@@ -30,12 +30,12 @@ class PerItem(Dataset):
         return len(self.t.rewards)
 
     def __getitem__(self, i: int) -> tuple:
-        rows = window(torch.tensor([i]), torch.tensor([int(self.t.first[i])]), self.k)[0].numpy()
+        rows = window(torch.tensor([i]), torch.tensor([int(self.t.episode_start[i])]), self.k)[0].numpy()
         states = torch.from_numpy(self.t.states[rows])
         next_state = torch.from_numpy(self.t.next_states[i : i + 1].copy())
         action = torch.from_numpy(self.t.actions[i].copy())
-        reward, alive = torch.tensor(self.t.rewards[i]), torch.tensor(1.0 - self.t.terminals[i])
-        return states, action, reward, torch.cat([states[1:], next_state]), alive
+        reward, not_done = torch.tensor(self.t.rewards[i]), torch.tensor(1.0 - self.t.terminals[i])
+        return states, action, reward, torch.cat([states[1:], next_state]), not_done
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
         for how in ("cold", "cached"):
             start = time.perf_counter()
             data = d4rl_utils.read_hdf5(path)
-            sampler = Windows(data.transitions, k, "cpu", 0)
+            sampler = WindowSampler(data.transitions, k, "cpu", 0)
             opening[f"{how}_s"] = round(time.perf_counter() - start, 3)
 
         ours = b / median_seconds(lambda: sampler.sample(b), 20, 300)

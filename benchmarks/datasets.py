@@ -1,8 +1,8 @@
 """Make the twenty local data sets at full size, and say what they are: benchmarks/datasets.json, and a section of the
-README.
+docs/data.md.
 
     python benchmarks/datasets.py                       # all twenty, D4RL's sizes; half an hour on two cores
-    python benchmarks/datasets.py --readme              # only write the README's section anew, from the JSON
+    python benchmarks/datasets.py --page              # only write the page's section anew, from the JSON
     python benchmarks/datasets.py --transitions 2000    # a trial: the table on the screen, nothing written
     python benchmarks/datasets.py ant-expert            # this one anew, in its place among the others
 
@@ -16,15 +16,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import ROOT, commit, facts, put_into_readme, write
+from harness import ROOT, commit, facts, put_into_page, write
 
-from d4rl_utils import behaviour, read_hdf5
-from d4rl_utils.local import RECIPES, LocalDataError, make_local
-from d4rl_utils.names import BODIES, d4rl_score, split_name
-from workers import cores
+from common.parallel import cores
+from d4rl_utils import read_hdf5
+from d4rl_utils.generate import behavior_policy as behaviour
+from d4rl_utils.generate.rollout import RECIPES, LocalDataError, make_local
+from d4rl_utils.names import ENVS, d4rl_score, split_name
 
-NAMES = [f"{env}-{kind}" for env in BODIES for kind in RECIPES]
+NAMES = [f"{env}-{kind}" for env in ENVS for kind in RECIPES]
 COMMAND = "python benchmarks/datasets.py"
+PAGE = ROOT / "docs" / "data.md"
 
 
 def policies(env: str, kind: str) -> str:
@@ -65,7 +67,7 @@ def row(name: str, transitions: int, folder: Path) -> dict:
 
 
 def section(result: dict) -> str:
-    """The README's section."""
+    """The page's section."""
     machine, rows = result["machine"], result["sets"]
     lines = [
         f"The local data sets, made by `{COMMAND}` ({machine['cpu']}, "
@@ -90,11 +92,11 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="these alone, e.g. hopper-medium; the JSON's other rows stay")
     parser.add_argument("--transitions", type=int, default=0, help="of each, for a trial")
     parser.add_argument("--dataset_dir", type=Path, help="keep the files here")
-    parser.add_argument("--readme", action="store_true", help="write the README's section from the JSON, make nothing")
+    parser.add_argument("--page", action="store_true", help="write the page's section from the JSON, make nothing")
     args = parser.parse_args()
     out = ROOT / "benchmarks" / "datasets.json"
-    if args.readme:
-        put_into_readme(COMMAND, section(json.loads(out.read_text())))
+    if args.page:
+        put_into_page(COMMAND, section(json.loads(out.read_text())), PAGE)
         return 0
 
     sets, missing = {}, []
@@ -114,7 +116,7 @@ def main() -> int:
         print(section(facts() | result))
         return 1 if missing else 0
     print(write("datasets", result))
-    put_into_readme(COMMAND, section(json.loads(out.read_text())))
+    put_into_page(COMMAND, section(json.loads(out.read_text())), PAGE)
     return 1 if missing else 0
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba import Mamba1
+from networks.mamba import Mamba1
 
 
 def plain_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class PlainTree:
                 mass, node = mass - self.tree[left], left + 1
         return node - self.capacity + 1
 
-    def greatest(self) -> float:
+    def max_priority(self) -> float:
         return float(self.tree[self.capacity - 1 :].max()) or 1.0
 
 
@@ -73,7 +73,7 @@ class PlainDQN:
     def __init__(self, net: nn.Module, target: nn.Module, cfg):
         self.net, self.target, self.cfg = net, target, cfg
         self.target.load_state_dict(net.state_dict())
-        self.optimiser = torch.optim.AdamW(net.parameters(), lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
+        self.optimizer = torch.optim.AdamW(net.parameters(), lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
         self.tree, self.rows, self.steps = PlainTree(cfg.buffer_size), [], 0
 
     def act(self, window: Tensor, actions: int, epsilon: float) -> tuple[int, Tensor]:
@@ -88,7 +88,7 @@ class PlainDQN:
         """window, action, reward, next window, done, latent"""
         leaf = self.steps % self.cfg.buffer_size
         self.rows[leaf : leaf + 1] = [row]
-        self.tree.set(leaf, self.tree.greatest())
+        self.tree.set(leaf, self.tree.max_priority())
         self.steps += 1
 
     def update(self, beta: float) -> float:
@@ -104,10 +104,10 @@ class PlainDQN:
             wanted = reward + cfg.gamma * (1 - done) * self.target(after)[0].amax(1)
         error = wanted - q
         loss = (weight / weight.max() * F.smooth_l1_loss(q, wanted, reduction="none")).mean()
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), cfg.grad_clip)
-        self.optimiser.step()
+        self.optimizer.step()
         for leaf, e in zip(leaves, error.tolist()):
             self.tree.set(leaf, (min(abs(e), 1.0) + 1e-6) ** cfg.per_alpha)
         return loss.item()

@@ -31,14 +31,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from common import ROOT, keep, kept, put_into_readme, write
+from harness import ROOT, keep, kept, put_into_page, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-import records
+from common import logger
+from common.plotting import smoothed
 from config import parse
-from discrete import ACTIONS, TRIVIAL
-from pictures import smoothed
+from gym_utils import ACTIONS, BASELINE_RETURNS
 
 MIXERS = ("none", "lstm", "transformer", "mamba")
 
@@ -83,9 +83,9 @@ def train(flags: list[str], out: Path) -> list[dict]:
 
 
 def finished(out: Path) -> list[dict]:
-    """The log of the run in `out` if its last step is made and judged, else nothing."""
+    """The log of the run in `out` if its last step is made and evaluated, else nothing."""
     for path in sorted(out.glob("*/log.jsonl"), reverse=True):
-        rows = records.read_log(path)
+        rows = logger.read_log(path)
         if rows and any(r["env_step"] == rows[0]["config"]["env_steps"] and "eval/return_mean" in r for r in rows):
             return rows
     return []
@@ -97,15 +97,15 @@ def readings(rows: list[dict]) -> dict[str, float]:
     steps, returns = zip(*[(r["env_step"], r["episode/return"]) for r in rows if "episode/return" in r])
     steps, raw, smooth = np.array(steps), np.array(returns), np.array(smoothed(returns))
     late, learning = steps >= 0.9 * cfg["env_steps"], steps >= cfg["learn_start"]
-    judged = [r for r in rows if "eval/return_mean" in r][-1]
-    chosen = {k.removeprefix("eval/"): v for k, v in judged.items() if k.startswith("eval/")}
+    evaluated = [r for r in rows if "eval/return_mean" in r][-1]
+    chosen = {k.removeprefix("eval/"): v for k, v in evaluated.items() if k.startswith("eval/")}
     speeds = [r["steps_per_s"] for r in rows if r.get("updates_per_s")]
     return {
         "final_smoothed": smooth[-1],
         "mean_smoothed_window": smooth[learning].mean(),
         "mean_smoothed_last10pct": smooth[late].mean(),
         "raw_mean_last10pct": raw[late].mean(),
-        "greedy_eval_mean": judged["eval/return_mean"],
+        "greedy_eval_mean": evaluated["eval/return_mean"],
         "td_final_smoothed": smoothed([r["loss/td"] for r in rows if "loss/td" in r])[-1],
         "td_unweighted_final_smoothed": smoothed([r["loss/td_unweighted"] for r in rows if "loss/td" in r])[-1],
         "td_uniform_final_smoothed": smoothed([r["loss/td_uniform"] for r in rows if "loss/td_uniform" in r])[-1],
@@ -153,7 +153,7 @@ def draw(name: str, experiment: Experiment, runs: dict[tuple[str, float], list[d
                 axis.plot(grid[there], middle, color=f"C{i}", lw=1.3, label=label)
                 axis.fill_between(grid[there], middle - spread, middle + spread, color=f"C{i}", alpha=0.15, lw=0)
         axes[0, column].set_title(f"{experiment.env}, gradient clip {clip:g}")
-        for policy, value in TRIVIAL[experiment.env].items():
+        for policy, value in BASELINE_RETURNS[experiment.env].items():
             axes[0, column].axhline(value, color="0.5", ls=":", lw=1)
             beside = axes[0, column].get_yaxis_transform()
             axes[0, column].text(1.0, value, f" {policy}", transform=beside, fontsize=7, color="0.4", va="center")
@@ -167,7 +167,7 @@ def draw(name: str, experiment: Experiment, runs: dict[tuple[str, float], list[d
         axis.spines[["top", "right"]].set_visible(False)
         axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k")
     path = ROOT / "benchmarks" / f"{name}.png"
-    with records.replacing(path) as part:
+    with logger.atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=110)
     return path
 
@@ -210,7 +210,7 @@ def markdown(experiment: Experiment, rows: list[dict]) -> str:
         cells = [r["mixer"], f"{r['grad_clip']:g}", ", ".join(f"{g['return_mean']:.1f}" for g in each)]
         cells += [f"{abs(x):.0%}" for x in shares]  # no -0%
         lines.append("| " + " | ".join(cells) + " |")
-    for policy, value in TRIVIAL[experiment.env].items():
+    for policy, value in BASELINE_RETURNS[experiment.env].items():
         lines.append(f"| {policy} | | {value:.1f} |" + " |" * (len(ends) + 1 + len(names)))
     return "\n".join(lines)
 
@@ -263,11 +263,16 @@ def main() -> None:
     if not runs:
         raise SystemExit(f"no finished run in benchmarks/{table_name}")
     table = [row_of(experiment, *key, mine) for key, mine in runs.items()]
-    result = {"env": experiment.env, "flags": common, "trivial_policies": TRIVIAL[experiment.env], "rows": table}
+    result = {
+        "env": experiment.env,
+        "flags": common,
+        "trivial_policies": BASELINE_RETURNS[experiment.env],
+        "rows": table,
+    }
     text = markdown(experiment, table)
     print(text)
     if not args.flags:
-        put_into_readme(f"python benchmarks/dqn_scores.py {args.experiment}", text)
+        put_into_page(f"python benchmarks/dqn_scores.py {args.experiment}", text, ROOT / "docs" / "results.md")
     print(draw(table_name, experiment, runs), write(table_name, result))
 
 

@@ -12,15 +12,15 @@ from dataclasses import replace
 
 import gymnasium
 import torch
-from common import median_seconds, write
 from dqn_plain import PlainDQN, PlainMamba, plain_scan
+from harness import median_seconds, write
 
 import dqn
-import machine
+from common import device as devices
+from common.vector_env import Envs
 from config import DQNConfig
-from envs import Envs
-from mixers import MIXERS, Mamba
-from scan import selective_scan_last, selective_scan_loop
+from networks.last_step_mixers import MIXERS, Mamba
+from networks.selective_scan import selective_scan_last, selective_scan_loop
 
 
 def least(fn, repeats: int) -> float:
@@ -30,9 +30,9 @@ def least(fn, repeats: int) -> float:
 
 def ours(cfg: DQNConfig, steps: int, filled: int) -> dict:
     """Milliseconds of a step and of its parts."""
-    world = dqn.world(cfg)
+    world = dqn.DQN.make_eval_env(cfg)
     agent = dqn.DQN(cfg, world.spec, "cpu").train()
-    agent.gather(1, 0)
+    agent.init_buffer(1, 0)
     envs, memory = Envs(world.make, 1, 0), agent.reset(1)
 
     def step() -> None:
@@ -41,21 +41,21 @@ def ours(cfg: DQNConfig, steps: int, filled: int) -> dict:
         seen, ended = envs.step(action)
         agent.observe(seen)
         if ended:
-            memory = agent.restart(memory, seen.terminated | seen.truncated)
-        for batch in agent.lessons():
+            memory = agent.reset_where(memory, seen.terminated | seen.truncated)
+        for batch in agent.minibatches():
             agent.update(batch)
 
     for _ in range(filled):
         step()
     assert agent.updates == 0
     agent.steps = cfg.learn_start
-    batch = agent.experience.sample(cfg.batch_size, 0.5)
+    batch = agent.buffer.sample(cfg.batch_size, 0.5)
     return {"step": least(step, steps), "update": least(lambda: agent.update(batch), steps // 2)}
 
 
 def plain(cfg: DQNConfig, steps: int, filled: int) -> dict:
     """The same of the published loop."""
-    spec = dqn.world(cfg).spec
+    spec = dqn.DQN.make_eval_env(cfg).spec
     dqn.MIXERS = {**MIXERS, "mamba": PlainMamba}
     agent = PlainDQN(dqn.QNet(cfg, spec), dqn.QNet(cfg, spec), cfg)
     dqn.MIXERS = MIXERS
@@ -65,7 +65,7 @@ def plain(cfg: DQNConfig, steps: int, filled: int) -> dict:
 
     def step() -> None:
         nonlocal window
-        action, latent = agent.act(window, spec.actions, 0.5)
+        action, latent = agent.act(window, spec.action, 0.5)
         state, reward, terminated, truncated, _ = env.step(action)
         after = torch.cat([window[1:], torch.from_numpy(state)[None]])
         agent.push(window, action, float(reward), after, float(terminated or truncated), latent)
@@ -113,7 +113,7 @@ def main() -> None:
     sizes = {k: getattr(cfg, k) for k in ("batch_size", "context_length", "d_model", "expand", "d_state")}
     peers = {m: plain(replace(cfg, mixer=m), max(args.steps // 4, 4), args.filled) for m in args.mixers}
     layers = scans(cfg, 6, peers=True)
-    machine.hold_memory()  # as trainer.py does, and for the rest of the process, so the peers come first
+    devices.keep_freed_memory()  # as trainer.py does, and for the rest of the process, so the peers come first
     layers |= scans(cfg, 6, peers=False)
     rows = {}
     for mixer in args.mixers:

@@ -1,4 +1,4 @@
-"""Episodes judged all at once, beside the same episodes one by one: seconds, and whether the returns are the same.
+"""Episodes evaluated all at once, beside the same episodes one by one: seconds, and whether the returns are the same.
 
 python benchmarks/evaluation_speed.py --checkpoint outputs/best_checkpoint.pt [--episodes 100]
 """
@@ -7,7 +7,7 @@ import argparse
 import time
 
 import numpy as np
-from common import write
+from harness import write
 
 import utils
 
@@ -20,7 +20,7 @@ def main() -> None:
     args = parser.parse_args()
 
     agent, part = utils.load(args.checkpoint, compile=False, cuda_graphs=False)
-    world = utils.system_of(agent.cfg.agent)[0].world(agent.cfg)
+    world = agent.make_eval_env(agent.cfg)
     utils.evaluate(agent, world.make, 1, 0)  # the simulator and PyTorch load what they load once
 
     start = time.perf_counter()

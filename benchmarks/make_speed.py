@@ -18,14 +18,15 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from common import write
+from harness import write
 
-import workers
-from d4rl_utils import behaviour, local
-from d4rl_utils.behaviour import Policy
+from common import parallel
 from d4rl_utils.environment import make_env
-from d4rl_utils.lanes import Lanes
-from d4rl_utils.names import BODIES, DIMS
+from d4rl_utils.generate import behavior_policy as behaviour
+from d4rl_utils.generate import rollout as local
+from d4rl_utils.generate.behavior_policy import Policy
+from d4rl_utils.generate.vector_env import BatchedMujoco
+from d4rl_utils.names import DIMS, ENVS
 
 
 def untrained(env: str) -> dict[str, np.ndarray]:
@@ -65,7 +66,7 @@ def seconds(fn: Callable[[], object]) -> tuple[float, float]:
 
 def physics(env: str, policy: Policy, steps: int = 400) -> float:
     """MuJoCo alone, transitions per second of CPU time."""
-    lanes, rng, n = Lanes(env, np.arange(local.LANES)), np.random.default_rng(0), local.LANES
+    lanes, rng, n = BatchedMujoco(env, np.arange(local.LANES)), np.random.default_rng(0), local.LANES
     spent, who = 0.0, np.arange(n)
     move = lanes.move
 
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     rows, load = {}, os.getloadavg()[0]
-    for env in BODIES:
+    for env in ENVS:
         shipped = behaviour.MANIFEST.with_name(f"{env}-medium.npz")
         weights = dict(np.load(shipped)) if shipped.exists() else untrained(env)
         policy = Policy(weights)
@@ -112,7 +113,7 @@ def main() -> None:
         rows[env] = {"policy": "medium" if shipped.exists() else "untrained", **{k: round(v) for k, v in best.items()}}
         rows[env] |= {
             "ratio": round(best["ours_per_s"] / best["plain_per_s"], 2),
-            "ratio_by_cpu_time": round(workers.cores() * best["ours_per_cpu_s"] / best["plain_per_cpu_s"], 2),
+            "ratio_by_cpu_time": round(parallel.cores() * best["ours_per_cpu_s"] / best["plain_per_cpu_s"], 2),
             "share_of_mujoco_alone": round(best["ours_per_cpu_s"] / best["mujoco_alone_per_cpu_s"], 2),
         }
         print(env, rows[env], flush=True)
@@ -121,7 +122,7 @@ def main() -> None:
             "make_speed",
             {
                 "transitions": args.transitions,
-                "cores": workers.cores(),
+                "cores": parallel.cores(),
                 "rounds": args.rounds,
                 "load_before": load,
                 "bodies": rows,

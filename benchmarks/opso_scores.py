@@ -6,7 +6,7 @@
 
 Every run is one process on one CPU thread; an interrupted run is resumed. A finished one leaves its successes and curve
 in benchmarks/opso/ (opso_antmaze/), from which table and curves are made, and is not repeated while they are there
-(`--table`: train nothing). The last checkpoint is judged over 50 episodes a task; ways on the maze are drawn of the
+(`--table`: train nothing). The last checkpoint is evaluated over 50 episodes a task; ways on the maze are drawn of the
 first seed of f = 1, if it was trained in this folder. The data are rolled out on this machine by OGBench's own
 controller, the ant's by a walker of this project's too, so rows are compared with each other, and with the published
 ones (which learned from OGBench's file, for a million updates of 1,024 transitions) only as a landmark. The baselines
@@ -25,13 +25,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT, keep, kept, put_into_readme, write
+from harness import ROOT, keep, kept, put_into_page, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scores import judge, train
+from scores import evaluate, train
 
-import records
 import utils
+from common import evaluation, logger
 from ogbench_utils import TASKS, make_task
 
 COMMON = ["--preset", "small", "--threads", "1", "--no_tensorboard", "--device", "cpu", "--compile"]
@@ -70,7 +70,7 @@ def name_of(row: str, seed: int) -> str:
 
 
 def run(row: str, seed: int, out: Path, common: list[str], epochs: int, env_steps: int, episodes: int) -> dict:
-    """Train (both phases, if the row has two) and judge; what stays of it."""
+    """Train (both phases, if the row has two) and evaluate; what stays of it."""
     flags, name = [*common, "--seed", str(seed)], name_of(row, seed)
     offline = ["--num_epochs", str(epochs)]
     online = ["--env_steps", str(env_steps), "--eval_every", str(env_steps // 6)]
@@ -81,7 +81,7 @@ def run(row: str, seed: int, out: Path, common: list[str], epochs: int, env_step
         folder = train(["--agent", "opso_online", *flags, *online], out / name)
     else:
         folder = train(["--agent", "opso", *flags, *offline, *ROWS[row]], out / name)
-    result, log = judge(folder, episodes), records.read_log(folder / "log.jsonl")
+    result, log = evaluate(folder, episodes), logger.read_log(folder / "log.jsonl")
     return {
         "row": row,
         "seed": seed,
@@ -109,7 +109,7 @@ def refuse_others(settings: dict, runs: dict[str, dict], where: str = "opso") ->
 def draw_ways(folder: Path, path: Path, episodes: int = 8) -> None:
     """Where the agent went in each task, on the maze: ways that arrived in colour, others in grey."""
     agent, _ = utils.load(folder / "last_checkpoint.pt", compile=False, cuda_graphs=False)
-    judge_, name = utils.judge_of(agent), Path(agent.cfg.dataset).stem
+    acting, name = evaluation.eval_copy(agent), Path(agent.cfg.dataset).stem
     words = utils.split_name(utils.name_of(agent.cfg))
     figure = Figure(figsize=(3.2 * len(TASKS), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -117,10 +117,10 @@ def draw_ways(folder: Path, path: Path, episodes: int = 8) -> None:
         for seed in range(3_000_000, 3_000_000 + episodes):
             env = make_task(words.environment, task)
             state, info = env.reset(seed=seed)
-            memory = judge_.reset(1, torch.as_tensor(info["goal"])[None])
+            memory = acting.reset(1, torch.as_tensor(info["goal"])[None])
             way, over, cut = [state[:2]], False, False
             while not (over or cut):
-                action, memory = judge_.act(torch.as_tensor(state)[None], None, memory)
+                action, memory = acting.act(torch.as_tensor(state)[None], None, memory)
                 state, _, over, cut, _ = env.step(action[0].numpy().astype(np.float32))
                 way.append(state[:2])
             axis.plot(*zip(*way), color="C0" if over else "0.7", lw=0.9, zorder=2 if over else 1)
@@ -131,7 +131,7 @@ def draw_ways(folder: Path, path: Path, episodes: int = 8) -> None:
         axis.invert_yaxis()
         env.close()
     figure.suptitle(f"{name}: {episodes} episodes a task; blue arrived\n", fontsize=10)
-    with records.replacing(path) as part:
+    with logger.atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=110)
 
 
@@ -156,7 +156,7 @@ def draw_curves(done: list[dict], published: dict[str, int], path: Path) -> None
     if two:
         axes[1].set(xlabel="own environment steps", title="phase 2, from own steps")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    with records.replacing(path) as part:
+    with logger.atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=110)
 
 
@@ -236,7 +236,7 @@ def main() -> None:
         raise SystemExit(f"no finished run in benchmarks/{where}")
     table = table_of(done)
     print(text := markdown(table, published))
-    put_into_readme(f"python benchmarks/opso_scores.py {args.experiment}", text)
+    put_into_page(f"python benchmarks/opso_scores.py {args.experiment}", text, ROOT / "docs" / "results.md")
     pictures = ROOT / "benchmarks"
     draw_curves(done, published, pictures / f"opso_{args.experiment}.png")
     for folder in sorted((args.out / name_of(next(iter(ROWS)), args.seeds[0])).glob("*/last_checkpoint.pt"))[-1:]:

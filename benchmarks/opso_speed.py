@@ -14,14 +14,14 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from common import median_seconds, write
+from harness import median_seconds, write
 from torch import Tensor
 
-from agent import Spec
+from common.interface import EnvSpec
+from common.optim import TargetNetwork, adamw, clip, set_lr, td_target
 from config import PRESETS, OPSOConfig
-from learn import Frozen, adamw, clip, set_rate, td_target
+from ogbench_utils.goal_dataset import Goals, OfflineGoalDataset
 from ogbench_utils.reader import Episodes
-from ogbench_utils.segments import Goals, Recorded
 from opso import Opso
 from opso.losses import cosine_step, expectile
 
@@ -31,23 +31,23 @@ WINDOW, BANK = 100, 10_000
 class Published:
     """Its update on one thread: three windows, six encodings, one place each."""
 
-    def __init__(self, cfg: OPSOConfig, spec: Spec):
+    def __init__(self, cfg: OPSOConfig, spec: EnvSpec):
         self.cfg, self.spec, self.agent = cfg, spec, Opso(replace(cfg, nce_bank=1), spec)
         a = self.agent
         self.nets = [a.encoder, a.q, a.v, a.predict, a.success]
-        self.slow_predict = Frozen(a.predict)
+        self.slow_predict = TargetNetwork(a.predict)
         self.bank = F.normalize(torch.randn(BANK, cfg.d_model), dim=-1)
-        self.optimiser = adamw(self.nets, 0.0, a.device)
+        self.optimizer = adamw(self.nets, 0.0, a.device)
 
     def update(self, states: Tensor, after: Tensor, goals: Tensor, reward: Tensor) -> None:
         """Windows (B, 100, S) three times, rewards (B,)"""
         a, cfg = self.agent, self.cfg
-        set_rate(self.optimiser, 3e-4, 0, 1)
+        set_lr(self.optimizer, 3e-4, 0, 1)
         z, z1, g = (a.encoder(x)[:, -1] for x in (states, after, goals))
         with torch.no_grad():
-            slow, slow1, slow_g = (a.slow_encoder(x)[:, -1] for x in (states, after, goals))
+            slow, slow1, slow_g = (a.target_encoder(x)[:, -1] for x in (states, after, goals))
             target = td_target(reward, 1 - reward, a.v(slow1, slow_g).squeeze(-1), cfg.gamma)
-            slow_q = a.slow_q(slow, slow1, slow_g).amin(0)
+            slow_q = a.target_q(slow, slow1, slow_g).amin(0)
         q = a.q(z, z1, g)
         loss = 2 * F.huber_loss(q, target.expand_as(q)) + (a.predict(z) - slow1).square().mean()
         loss = loss + 0.1 * expectile(slow_q, a.v(z, g).squeeze(-1), cfg.expectile).mean()
@@ -56,13 +56,13 @@ class Published:
         one, two, label = F.normalize(z, dim=-1), F.normalize(z1, dim=-1), torch.arange(len(z))
         for x, y in ((one, two), (two, one)):
             loss = loss + 0.05 * F.cross_entropy(torch.cat([x @ y.mT, x @ self.bank.mT], 1) / 0.1, label)
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
         clip(self.nets, 5.0)
-        self.optimiser.step()
+        self.optimizer.step()
         self.bank = torch.cat([self.bank[2 * len(z) :], one.detach(), two.detach()])
-        for slow_net, net in ((a.slow_encoder, a.encoder), (a.slow_q, a.q), (self.slow_predict, a.predict)):
-            slow_net.follow(net, 0.01)
+        for slow_net, net in ((a.target_encoder, a.encoder), (a.target_q, a.q), (self.slow_predict, a.predict)):
+            slow_net.polyak_update(net, 0.01)
 
 
 def walk(state: int, action: int, rows: int = 20_000, length: int = 1000) -> Episodes:
@@ -72,11 +72,11 @@ def walk(state: int, action: int, rows: int = 20_000, length: int = 1000) -> Epi
     return Episodes(states.numpy(), actions.numpy(), torch.arange(length - 1, rows, length).numpy())
 
 
-def ours(cfg: OPSOConfig, spec: Spec, repeats: int) -> float:
+def ours(cfg: OPSOConfig, spec: EnvSpec, repeats: int) -> float:
     agent = Opso(cfg, spec)
     goals = Goals(cfg.goal_current, cfg.goal_trajectory, 1.0, cfg.policy_near, cfg.gamma, 0.5)
-    data = Recorded(walk(spec.state, spec.action), cfg.context_length, cfg.proposal_steps, goals, "cpu", 0)
-    agent.prepare(data)
+    data = OfflineGoalDataset(walk(spec.state, spec.action), cfg.context_length, cfg.proposal_steps, goals, "cpu", 0)
+    agent.fit_normalizer(data)
     step = lambda: agent.update(data.sample(cfg.batch_size))  # noqa: E731
     return median_seconds(step, 5, repeats, middle=min, clock=time.process_time)
 
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="windows in an update of the published scheme")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    spec = Spec(29, 8, (-1.0,) * 8, (1.0,) * 8)
+    spec = EnvSpec(29, 8, (-1.0,) * 8, (1.0,) * 8)
     rows = {}
 
     upstream = OPSOConfig(**{**PRESETS["opso"]["upstream"], "pool": "last", "drop_p": 0.0})

@@ -14,13 +14,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common import ROOT, keep, kept, put_into_readme, write
+from harness import ROOT, keep, kept, put_into_page, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scores import judge, train
+from scores import evaluate, train
 
-import records
-from files import sha256_of
+from common import logger
+from common.files import sha256_of
 
 FROM = ["--init", "{init}", "--dataset", "{file}"]
 ROWS = {  # name -> flags of its own, seeds
@@ -36,7 +36,7 @@ COMMAND = "python benchmarks/ppo_scores.py"
 
 def curve(folder: Path) -> list[tuple[int, float]]:
     """(environment step, score) of the run's evaluations but the last, which has other episodes."""
-    rows = [r for r in records.read_log(folder / "log.jsonl") if "eval/score" in r]
+    rows = [r for r in logger.read_log(folder / "log.jsonl") if "eval/score" in r]
     return [(r["env_step"], r["eval/score"]) for r in rows[:-1]]
 
 
@@ -61,7 +61,7 @@ def draw(curves: dict[str, list], offline: float, name: str) -> Path:
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     path = ROOT / "benchmarks" / "ppo_scores.png"
-    with records.replacing(path) as part:
+    with logger.atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=110)
     return path
 
@@ -109,8 +109,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "scores" / "ppo")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, help="train and judge these only")
-    parser.add_argument("--seeds", nargs="+", type=int, help="train and judge these only")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, help="train and evaluate these only")
+    parser.add_argument("--seeds", nargs="+", type=int, help="train and evaluate these only")
     parser.add_argument("--table", action="store_true", help="train nothing; write the table of the finished runs")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -125,8 +125,8 @@ def main() -> None:
             return
         flags = [*COMMON, "--env_steps", str(args.env_steps), *own, "--seed", str(seed)]
         folder = train(flags, args.out / name)
-        result = judge(folder, args.episodes)
-        log = records.read_log(folder / "log.jsonl")
+        result = evaluate(folder, args.episodes)
+        log = logger.read_log(folder / "log.jsonl")
         rates = [r["steps_per_s"] for r in log if "steps_per_s" in r]
         told = {"row": row, "seed": seed, "init": init, "env_steps": args.env_steps, "score": result["eval/score"]}
         told |= {"trained_with": log[0]["versions"], "curve": curve(folder)}
@@ -142,30 +142,30 @@ def main() -> None:
     if not done:
         raise SystemExit(f"no run of {args.env_steps:,} steps from this checkpoint is in benchmarks/ppo")
 
-    offline = judge_in(args.out, checkpoint, args.episodes)
+    offline = evaluate_into(args.out, checkpoint, args.episodes)
     table = table_of(done)
     result = {
         "checkpoint": {"sha256": origin} | {key: offline[key] for key in ("agent", "updates", "data")},
         "checkpoint_score": round(offline["eval/score"], 2),
         "env_steps": args.env_steps,
         "common_flags": COMMON,
-        "judged": f"last checkpoint, {args.episodes} episodes, {offline['env']}; curves: 20 episodes",
+        "evaluated": f"last checkpoint, {args.episodes} episodes, {offline['env']}; curves: 20 episodes",
         "rows": table,
     }
     print(text := markdown(table, result["checkpoint_score"]))
-    put_into_readme(COMMAND, text)
+    put_into_page(COMMAND, text, ROOT / "docs" / "results.md")
     curves = {row: [d["curve"] for d in done if d["row"] == row] for row in table}
     name = f"{offline['agent']} of {offline['data']['name']}"
     print(draw(curves, offline["eval/score"], name), write("ppo_scores", result))
 
 
-def judge_in(out: Path, checkpoint: Path, episodes: int) -> dict:
-    """The offline checkpoint's score, judged once; the file lies among our runs and not in its own folder."""
+def evaluate_into(out: Path, checkpoint: Path, episodes: int) -> dict:
+    """The offline checkpoint's score, evaluated once; the file lies among our runs and not in its own folder."""
     folder = out / "offline"
     folder.mkdir(exist_ok=True)
     link = folder / "last_checkpoint.pt"
-    records.publish(checkpoint, link)
-    return judge(folder, episodes)
+    logger.link_latest(checkpoint, link)
+    return evaluate(folder, episodes)
 
 
 if __name__ == "__main__":

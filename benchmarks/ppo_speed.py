@@ -9,11 +9,11 @@ rows for sequence policies out of checkpoints. The peer: pip install stable-base
 from functools import partial
 
 import torch
-from common import CLOCKS, timing_parser, write
+from harness import CLOCKS, timing_parser, write
 
 import ppo
+from common.vector_env import Envs
 from config import PPOConfig
-from envs import Envs
 
 SIZES = {"num_envs": 8, "n_steps": 512, "batch_size": 512, "epochs": 10}
 
@@ -21,11 +21,11 @@ SIZES = {"num_envs": 8, "n_steps": 512, "batch_size": 512, "epochs": 10}
 def ours(init: str, device: str, repeats: int, clock) -> dict:
     """Least seconds of an iteration's two halves, over `repeats` iterations; the policy learns in all of them."""
     own = {"init": init, "target_kl": 0.0, "value_warmup": 0, "bc_coef": 0.0, "sigma": 0.2, "device": device}
-    cfg = ppo.settle(PPOConfig(**SIZES, value_dim=64, **own))
-    world = ppo.world(cfg)
+    cfg = ppo.resolve_config(PPOConfig(**SIZES, value_dim=64, **own))
+    world = ppo.make_eval_env(cfg)
     agent = ppo.PPO(cfg, world.spec, device)
-    agent.gather(cfg.num_envs, 0)
-    agent.prepare(agent.experience)
+    agent.init_buffer(cfg.num_envs, 0)
+    agent.load_pretrained()
     agent.train()
     envs, memory, halves = Envs(world.make, cfg.num_envs, 0, device), agent.reset(cfg.num_envs), []
     for _ in range(repeats + 1):
@@ -35,9 +35,9 @@ def ours(init: str, device: str, repeats: int, clock) -> dict:
             step, ended = envs.step(action)
             agent.observe(step)
             if ended:
-                memory = agent.restart(memory, step.terminated | step.truncated)
+                memory = agent.reset_where(memory, step.terminated | step.truncated)
         times.append(clock())
-        for lesson in agent.lessons():
+        for lesson in agent.minibatches():
             agent.update(lesson)
         if device == "cuda":
             torch.cuda.synchronize()
@@ -56,7 +56,7 @@ def theirs(device: str, repeats: int, clock) -> dict:
         def _on_step(self) -> bool:
             return True
 
-    world = ppo.world(ppo.settle(PPOConfig(init="none")))
+    world = ppo.make_eval_env(ppo.resolve_config(PPOConfig(init="none")))
     model = PPO(
         "MlpPolicy",
         DummyVecEnv([world.make] * SIZES["num_envs"]),
@@ -101,7 +101,7 @@ def main() -> None:
     except ImportError as error:
         print(f"no peer: {error}. pip install stable-baselines3")
     for init in args.init:
-        agent = ppo.settle(PPOConfig(init=init)).policy
+        agent = ppo.resolve_config(PPOConfig(init=init)).policy
         sizes = {k: agent["config"][k] for k in ("context_length", "d_model", "n_layers")}
         rows[f"ours, {agent['system']} {sizes}"] = time_it(init)
     for name, row in rows.items():

@@ -9,10 +9,9 @@ Times are the least of the repeats, taken in turns: others may be using the mach
 """
 
 import torch
-from common import CLOCKS, median_seconds, timing_parser, write
+from harness import CLOCKS, median_seconds, timing_parser, write
 
-import mamba
-import scan
+from networks import mamba, selective_scan
 
 PEER_NUMBERS = 2**21  # rows * tokens * channels * states from which a peer gets fewer rows
 
@@ -63,8 +62,8 @@ def main() -> None:
         ours, theirs = mamba.Mamba1(E // 2, N).to(device), mixer(E // 2, N, device)
         theirs.load_state_dict(ours.state_dict())
         for name, fn, b in (
-            ("scan, ours", scan.selective_scan, B),
-            ("scan, loop over tokens", scan.selective_scan_loop, fewer),
+            ("scan, ours", selective_scan.selective_scan, B),
+            ("scan, loop over tokens", selective_scan.selective_scan_loop, fewer),
         ):
             times[name] = both_ways(fn, *inputs(b)), b
         for name, layer, b in (("layer, ours", ours, B), ("layer, transformers", theirs, fewer)):

@@ -1,12 +1,14 @@
-"""Named experiments: settings × seeds, trained, their last checkpoints judged over 100 episodes; a table and a picture.
+"""Named experiments: settings × seeds, trained, their last checkpoints evaluated over 100 episodes; table and picture.
 
     python benchmarks/scores.py hopper_medium --file datasets/hopper-medium-reroll.hdf5 [--jobs 2]
+    python benchmarks/scores.py objectives_hopper --file ...      (also objectives_walker2d, objectives_halfcheetah)
     python benchmarks/scores.py choices --file ...
     python benchmarks/scores.py decision_hopper --file ...        (also decision_halfcheetah, dm_ablation)
 
 Every run is one process on one CPU thread; an interrupted run is resumed, a finished one is not repeated. `--file` is
-an HDF5 file in D4RL's layout; its name and SHA-256 are in the result. `--seeds 0` trains and judges that seed alone;
-`--table` trains nothing and writes the table of all that is finished.
+an HDF5 file in D4RL's layout; its name and SHA-256 are in the result. `--seeds 0` trains and evaluates that seed alone,
+`--rows bamba` those rows whose name holds the word; `--table` trains nothing and writes the table of all that is
+finished.
 """
 
 import argparse
@@ -20,12 +22,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from common import ROOT, median_seconds, write
+from harness import ROOT, VARIANTS, median_seconds, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-import records
 import utils
+from common import logger
 
 
 class Experiment(NamedTuple):
@@ -37,7 +39,7 @@ class Experiment(NamedTuple):
 
 
 SEQUENCE = ["--preset", "small", "--eval_freq", "5", "--save_freq", "5", "--num_epochs", "30"]
-SMALL = ["--preset", "small", "--eval_freq", "2", "--save_freq", "2", "--compile"]
+SMALL = [*VARIANTS["upstream small"], "--eval_freq", "2", "--save_freq", "2", "--compile"]
 
 
 def cloning(env: str) -> Experiment:
@@ -55,7 +57,22 @@ def decision(env: str) -> Experiment:
     return Experiment(["--env", env], rows, [0, 1, 2])
 
 
+def objectives(env: str) -> Experiment:
+    """Bamba as it is trained by default, beside the same code without an encoder and with other objectives."""
+    common = ["--preset", "small", "--env", env, "--num_epochs", "30", "--eval_freq", "2", "--save_freq", "2"]
+    mlp = ["--encoder", "none"]
+    rows = {
+        "Bamba": [],
+        "ReBRAC (no encoder)": mlp,
+        "TD3+BC (no encoder)": [*mlp, "--objective", "td3bc"],
+        "IQL (no encoder)": [*mlp, "--objective", "iql"],
+        "cloning (no encoder)": [*mlp, "--objective", "bc", "--critic_pretrain", "0"],
+    }
+    return Experiment(common, rows, [0, 1, 2])
+
+
 EXPERIMENTS = {
+    **{f"objectives_{env}": objectives(env) for env in ("hopper", "walker2d", "halfcheetah")},
     "cloning_walker2d": cloning("walker2d"),
     "cloning_halfcheetah": cloning("halfcheetah"),
     # do local data teach what D4RL's policy, rolled again, does? (its row: hopper_medium, bamba, seed 0)
@@ -103,9 +120,9 @@ def train(flags: list[str], out: Path) -> Path:
     return folders[-1] if folders else next(p for p in out.iterdir() if p.is_dir())
 
 
-def judge(folder: Path, episodes: int) -> dict:
+def evaluate(folder: Path, episodes: int) -> dict:
     """The last checkpoint's score, from the file that utils.py writes."""
-    out = folder / f"judged-{episodes}.json"
+    out = folder / f"eval-{episodes}.json"
     if not out.exists():
         argv = ["--checkpoint", str(folder / "last_checkpoint.pt"), "--episodes", str(episodes), "--json", str(out)]
         subprocess.run([sys.executable, "utils.py", *argv], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
@@ -125,7 +142,7 @@ def act_latency(folder: Path) -> float:
 
 def draw(name: str, curves: dict[str, list[list[dict]]], first: dict) -> Path:
     """Score against updates: mean over seeds, shaded from the least to the greatest of them. first: a log's head."""
-    behaviour, data = first["behaviour_score"], first["data"]["name"]
+    behaviour, data = first["behavior_score"], first["data"]["name"]
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
@@ -143,7 +160,7 @@ def draw(name: str, curves: dict[str, list[list[dict]]], first: dict) -> Path:
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     path = ROOT / "benchmarks" / f"{name}.png"
-    with records.replacing(path) as part:
+    with logger.atomic_write(path) as part:
         figure.savefig(part, format="png", dpi=110)
     return path
 
@@ -155,7 +172,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "scores")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--seeds", nargs="+", type=int, help="train and judge these seeds only, write no table")
+    parser.add_argument("--seeds", nargs="+", type=int, help="train and evaluate these seeds only, write no table")
+    parser.add_argument("--rows", nargs="+", help="train and evaluate rows with such a word only, write no table")
     parser.add_argument("--table", action="store_true", help="train nothing; write the table of the finished runs")
     args = parser.parse_args()
     experiment, (out, name) = EXPERIMENTS[args.experiment], (args.out / args.experiment, args.experiment)
@@ -173,26 +191,28 @@ def main() -> None:
         return out / f"{''.join(c if c.isalnum() else '-' for c in row)}-s{seed}"
 
     def run(row: str, seed: int) -> tuple[str, int, Path, dict]:
-        start, judged = time.time(), next(place(row, seed).glob(f"*/judged-{args.episodes}.json"), None)
+        start = time.time()
+        finished = next(place(row, seed).glob(f"*/eval-{args.episodes}.json"), None)
         flags = [*common, *experiment.rows[row], "--seed", str(seed)]
-        folder = judged.parent if judged else train(flags, place(row, seed))
-        result = judge(folder, args.episodes)
+        folder = finished.parent if finished else train(flags, place(row, seed))
+        result = evaluate(folder, args.episodes)
         print(f"{row}, seed {seed}: {result['eval/score']:.1f} ({time.time() - start:.0f} s)", flush=True)
         return row, seed, folder, result
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        wanted = [(row, seed) for seed in args.seeds or experiment.seeds for row in experiment.rows]
+        rows = [row for row in experiment.rows if not args.rows or any(word in row for word in args.rows)]
+        wanted = [(row, seed) for seed in args.seeds or experiment.seeds for row in rows]
         if args.table:
-            wanted = [(r, s) for r, s in wanted if [*place(r, s).glob(f"*/judged-{args.episodes}.json")]]
+            wanted = [(r, s) for r, s in wanted if [*place(r, s).glob(f"*/eval-{args.episodes}.json")]]
         jobs = [pool.submit(run, row, seed) for row, seed in wanted]
         done = [job.result() for job in jobs]
-    if args.seeds:
+    if args.seeds or args.rows:
         return
 
     table, curves = {}, {}
     for row in dict.fromkeys(row for row, *_ in done):
         mine = [(seed, folder, result) for r, seed, folder, result in done if r == row]
-        logs = [records.read_log(folder / "log.jsonl") for _, folder, _ in mine]
+        logs = [logger.read_log(folder / "log.jsonl") for _, folder, _ in mine]
         last = [result["eval/score"] for *_, result in mine]
         scores = [[r["eval/score"] for r in log if "eval/score" in r] for log in logs]
         rates = [r["updates_per_s"] for log in logs for r in log if "updates_per_s" in r]
@@ -216,16 +236,16 @@ def main() -> None:
     result = {
         "data": first["data"],
         "score_name": first.get("score_name", "score"),
-        "behaviour_score": round(first["behaviour_score"], 2),
+        "behavior_score": round(first["behavior_score"], 2),
         "common_flags": experiment.common,
-        "judged": f"last checkpoint, {args.episodes} episodes, {env} v4; best: of the run's 10-episode evaluations",
+        "evaluated": f"last checkpoint, {args.episodes} episodes, {env} v4; best: of the run's 10-episode evaluations",
         "rows": table,
     }
     for row, r in table.items():
         print(
             f"{row:48} last {r['last_score_mean']:6.2f} ± {r['last_score_std_over_seeds']}  {r['last_score_by_seed']}"
         )
-    print(f"{'the data':48} mean {result['behaviour_score']:6.2f}")
+    print(f"{'the data':48} mean {result['behavior_score']:6.2f}")
     print(draw(name, curves, first), write(name, result))
 
 

@@ -1,6 +1,6 @@
 """Updates per second of the main job, beside its peers and beside the machine's limit.
 
-    python benchmarks/update_speed.py [--presets none small] [--device cpu] [--threads 1]
+    python benchmarks/update_speed.py [--presets upstream small] [--device cpu] [--threads 1]
 
 Peers, in the same agent: (a) the state-space layer as a loop over time, its definition; (b) the Mamba-2 block of
 `transformers` (PyTorch path), for each chunk size asked for. The limit: the matrix products of one update, counted,
@@ -13,18 +13,19 @@ import statistics
 from dataclasses import replace
 
 import torch
-from common import median_seconds, write
+from harness import VARIANTS, median_seconds, write
 from torch.utils.flop_counter import FlopCounterMode
 
-import machine
-import mamba
 import model
-from agent import Bamba, Spec
+from agent import Bamba
+from common import device as devices
+from common.interface import EnvSpec
+from common.windows import Window
 from config import parse
-from memory import Window
+from networks import mamba
 
 WARMUP = 4  # turns; in them things are compiled, allocated, captured
-SPEC = Spec(state=11, action=3, low=(-1.0,) * 3, high=(1.0,) * 3)  # hopper
+SPEC = EnvSpec(state=11, action=3, low=(-1.0,) * 3, high=(1.0,) * 3)  # hopper
 
 
 def batch(cfg, device: str) -> Window:
@@ -103,14 +104,14 @@ class patched:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=["none", "small"])
+    parser.add_argument("--presets", nargs="+", default=["upstream", "upstream small"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--chunk_sizes", nargs="+", type=int, default=[5, 8], help="of transformers' block")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice); in the file's name")
     args = parser.parse_args()
     device, rows, limits = args.device, [], {}
-    machine.hold_memory()  # as the trainer does
+    devices.keep_freed_memory()  # as the trainer does
     if args.threads:
         torch.set_num_threads(args.threads)
 
@@ -124,14 +125,14 @@ def main() -> None:
         rows[-1]["matmul_gflops"] = round(rate / 1e9)
         rows[-1]["share_of_limit"] = round(limit / seconds, 3)
         print(
-            "{preset:6} {precision} {what:32} {ms:>9} ms (least {least_ms}) {share_of_limit:>6.0%} of the limit".format(
+            "{preset:14} {precision} {what:30} {ms:>9} ms (least {least_ms}) {share_of_limit:>6.0%} of limit".format(
                 **rows[-1]
             ),
             flush=True,
         )
 
     for preset in args.presets:
-        cfg = replace(parse(["--preset", preset]), device=device, cuda_graphs=False)
+        cfg = replace(parse(VARIANTS[preset]), device=device, cuda_graphs=False)
         limits[preset] = matrix_flops(replace(cfg, device="cpu"))
         for precision in ("fp32", "bf16"):
             row(preset, "eager", precision, cfg)
@@ -141,16 +142,16 @@ def main() -> None:
                 row(preset, "compiled, CUDA graph", precision, replace(cfg, compile=True, cuda_graphs=True))
             with patched(mamba, **{"ssd_dual": lambda *a: mamba.ssd_recurrent(*a)}):
                 row(preset, "(a) loop over time, eager", precision, cfg, repeats=3)
-            for chunk in args.chunk_sizes if preset == "none" else ():
+            for chunk in args.chunk_sizes if preset == "upstream" else ():
                 with patched(model, MIXERS={"mamba2": lambda c, chunk=chunk: ByTransformers(c, chunk)}):
                     row(preset, f"(b) transformers, chunk {chunk}", precision, cfg, repeats=3)
 
     def best(precision: str, *words: str) -> float:
-        fits = lambda r: r["preset"] == "none" and r["precision"] == precision and r["what"].startswith(words)  # noqa: E731
+        fits = lambda r: r["preset"] == "upstream" and r["precision"] == precision and r["what"].startswith(words)  # noqa: E731
         return min(r["ms"] for r in rows if fits(r))
 
     summary = {}
-    for precision in ("fp32", "bf16") if "none" in args.presets else ():
+    for precision in ("fp32", "bf16") if "upstream" in args.presets else ():
         ours, peer = best(precision, "eager", "compiled", "CUDA"), best(precision, "(b)")
         summary[precision] = {"best_ms": ours, "times_faster_than_transformers": round(peer / ours, 1)}
     print(summary)

@@ -1,5 +1,5 @@
-"""`python -m config`: the README's tables of settings."""
+"""`python -m config > docs/settings.md`: every flag, its default and its meaning, as tables."""
 
-from config import readme_table
+from config import settings_page
 
-print(readme_table())
+print(settings_page())

@@ -1,75 +1,152 @@
 """Bamba's settings."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from config.shared import QUICK, Data, Descent, Judging, Machine, Run, Training, check_ranges
+from config.shared import (
+    QUICK,
+    Compute,
+    Count,
+    Data,
+    Dropout,
+    EvalConfig,
+    Natural,
+    NonNegative,
+    OptimConfig,
+    Run,
+    Share,
+    Training,
+    check_ranges,
+)
 
 
 @dataclass(frozen=True)
-class Encoder:
+class EncoderConfig:
     """what the agent sees, and the Mamba-2 encoder that summarises it"""
 
-    context_length: int = 5
-    """K, how many states the agent sees at once"""
-    d_model: int = 256
+    encoder: Literal["mamba2", "mamba1", "attention", "lstm", "none"] = "mamba2"
+    """what mixes the states over time; none: no encoder, the heads see the present state alone, as TD3+BC's do"""
+    train_on: Literal["windows", "segments"] = "segments"
+    """windows: K states for one step to learn from; segments: every place of K steps in a row, many times cheaper"""
+    context_length: Count = 4
+    """K, how many states the agent sees at once; with segments also how many steps in a row are trained"""
+    state_skip: bool = True
+    """the heads see the present state beside the embedding"""
+    d_model: Count = 64
     """D, width of the residual stream; even, because RoPE turns pairs of features"""
-    d_state: int = 64
+    d_state: Count = 16
     """N, size of a head's memory"""
-    d_conv: int = 4
+    d_conv: Count = 4
     """W, how many steps the causal convolution sees"""
-    expand: int = 2
+    expand: Count = 2
     """E / D, width inside a block over width outside"""
-    headdim: int = 64
+    headdim: Count = 32
     """P, features of one head; must divide expand * d_model"""
-    n_layers: int = 6
-    """Mamba-2 blocks, one above the other"""
-    drop_p: float = 0.1
+    n_heads: Count = 4
+    """heads of --encoder attention; must divide d_model"""
+    n_layers: Count = 2
+    """blocks, one above the other"""
+    drop_p: Dropout = 0.0
     """dropout on each block's output"""
     mamba_backend: Literal["auto", "torch", "mamba_ssm"] = "auto"
     """which implementation of the state-space layer runs"""
 
 
 @dataclass(frozen=True)
-class Objective:
-    """what Bamba wants: TD3+BC's actor and critic, and two auxiliary predictions"""
+class ObjectiveConfig:
+    """what Bamba wants: an actor and its critic, and two auxiliary predictions"""
 
-    alpha: float = 2.5
-    """how much Q is worth against cloning; 0 is behaviour cloning"""
-    gamma: float = 0.99
+    objective: Literal["td3bc", "rebrac", "iql", "bc"] = "rebrac"
+    """losses of actor and critic: TD3+BC, ReBRAC, implicit Q-learning, or cloning alone"""
+    alpha: NonNegative = 2.5
+    """td3bc: how much Q is worth against cloning; 0 is behaviour cloning"""
+    beta_actor: NonNegative | None = None
+    """rebrac: the actor's penalty on leaving the data; none: as published for the data set"""
+    beta_critic: NonNegative | None = None
+    """rebrac: the critic's penalty on leaving the data; none: as published for the data set"""
+    expectile: Share = 0.7
+    """iql: which expectile of Q the value is"""
+    iql_temperature: NonNegative = 3.0
+    """iql: how steeply an action's weight rises with its advantage"""
+    critic_pretrain: Natural = 10_000
+    """updates at the start that fit the critics to the recorded returns and the actor to the recorded actions"""
+    trust: Literal["always", "explained"] = "always"
+    """explained: Q counts by the share of the returns' variance that it explains"""
+    gamma: Share = 0.99
     """discount"""
-    tau: float = 0.005
+    tau: Share = 0.005
     """share of the online nets that enters their targets after each actor update"""
-    action_noise: float = 0.2
+    action_noise: NonNegative = 0.2
     """sigma of the noise on the target action, as a share of the action's half range"""
-    action_noise_clip: float = 0.5
+    action_noise_clip: NonNegative = 0.5
     """largest such noise"""
-    policy_freq: int = 2
+    policy_freq: Count = 2
     """critic updates for one actor update"""
-    hidden_dim: int = 256
+    hidden_dim: Count = 256
     """width of the heads"""
+    head_depth: Count = 3
+    """hidden layers of actor and critics"""
+    critic_layernorm: bool = True
+    """LayerNorm behind every hidden layer of the critics; rebrac wants it"""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """what the learning rate does after the warm-up; cosine: it ends at 0"""
+    eval_ema: Share = 0.0
+    """decay of a running mean of encoder and actor that acts in evaluations; 0: they act themselves"""
     critic_input: Literal["state", "embedding", "embedding_detached"] = "state"
-    """what Q judges: the present state, or the embedding, which then gets the critic's gradient or does not"""
+    """what Q sees: the present state, or the embedding, which then gets the critic's gradient or does not"""
     target_encoder: Literal["online", "ema"] = "online"
     """which encoder reads the next window for the TD target: the online one without dropout, or a slow copy"""
-    beta_s: float = 1.0
+    beta_s: NonNegative = 1.0
     """weight of predicting the next state"""
-    beta_r: float = 1.0
+    beta_r: NonNegative = 1.0
     """weight of predicting the reward"""
 
 
 @dataclass(frozen=True)
-class BambaConfig(Objective, Encoder, Machine, Judging, Descent, Training, Data, Run):
+class BambaConfig(ObjectiveConfig, EncoderConfig, Compute, EvalConfig, OptimConfig, Training, Data, Run):
     """Bamba: behaviour cloning and Q-learning on a Mamba-2 summary of the last K states."""
+
+    LEGACY_DEFAULTS: ClassVar[dict] = {  # of checkpoints from before these flags
+        "encoder": "mamba2",
+        "train_on": "windows",
+        "state_skip": False,
+        "objective": "td3bc",
+        "critic_pretrain": 0,
+        "trust": "always",
+        "head_depth": 2,
+        "critic_layernorm": False,
+        "lr_schedule": "constant",
+        "eval_ema": 0.0,
+    }
+
+    learning_rate: NonNegative = 1e-3
+    weight_decay: NonNegative = 0.0
 
     def __post_init__(self):
         check_ranges(self)
 
 
-SMALL_ENCODER = {"d_model": 64, "d_state": 16, "headdim": 32, "n_layers": 2}
+UPSTREAM = {  # what was published: TD3+BC's objective on windows
+    "objective": "td3bc",
+    "train_on": "windows",
+    "context_length": 5,
+    "state_skip": False,
+    "d_model": 256,
+    "d_state": 64,
+    "headdim": 64,
+    "n_layers": 6,
+    "drop_p": 0.1,
+    "critic_pretrain": 0,
+    "head_depth": 2,
+    "critic_layernorm": False,
+    "learning_rate": 3e-4,
+    "weight_decay": 1e-4,
+}
 PRESETS = {
     "bamba": {
-        "small": {**SMALL_ENCODER, "num_epochs": 100, "save_freq": 10},
-        "quick": {**SMALL_ENCODER, **QUICK, "batch_size": 128, "hidden_dim": 128},
+        "small": {"num_epochs": 100, "save_freq": 10},
+        "quick": {**QUICK, "num_epochs": 12, "updates_per_epoch": 1000, "critic_pretrain": 4000},
+        "base": {"d_model": 256, "d_state": 64, "headdim": 64, "n_layers": 6, "learning_rate": 3e-4},
+        "upstream": UPSTREAM,
     }
 }

@@ -1,22 +1,38 @@
 """The return-conditioned agents' settings: one program, and what the three differ in."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from config.shared import QUICK, Agent, Data, Descent, Judging, Machine, Run, Training, check_ranges
+from config.shared import (
+    QUICK,
+    Agent,
+    Compute,
+    Count,
+    Data,
+    Dropout,
+    EvalConfig,
+    Natural,
+    NonNegative,
+    OptimConfig,
+    Range,
+    Run,
+    Share,
+    Training,
+    check_ranges,
+)
 
 
 @dataclass(frozen=True)
-class Tokens:
+class SequenceConfig:
     """the sequence model over (return-to-go, state, action) tokens"""
 
-    context_length: int = 20
+    context_length: Count = 20
     """K, steps in a window; each is three tokens"""
-    d_model: int = 128
+    d_model: Count = 128
     """D, width of the residual stream"""
-    n_layers: int = 3
+    n_layers: Count = 3
     """blocks, one above the other"""
-    drop_p: float = 0.1
+    drop_p: Dropout = 0.1
     """dropout on the tokens and on each block's output (and on attention's weights)"""
     channel_mlp: bool = True
     """an MLP of width 4 D behind every mixer"""
@@ -24,15 +40,15 @@ class Tokens:
     """embed tokens by a residual MLP and not by one matrix; the action head gets a hidden layer too"""
     time_after_norm: bool = False
     """add the time embedding after the tokens' LayerNorm and not before it"""
-    max_ep_len: int = 1000
+    max_ep_len: Count = 1000
     """rows of the time table; later steps share the last one"""
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionConfig:
     """the mixer of dt"""
 
-    n_heads: int = 1
+    n_heads: Count = 1
     """heads; must divide d_model"""
 
 
@@ -40,11 +56,11 @@ class Attention:
 class StateSpace:
     """the mixer of dmamba and dm"""
 
-    d_state: int = 16
+    d_state: Count = 16
     """N, numbers remembered by each of the expand * d_model channels"""
-    d_conv: int = 4
+    d_conv: Count = 4
     """W, how many tokens the causal convolution sees"""
-    expand: int = 2
+    expand: Count = 2
     """E / D, width inside a block over width outside"""
     mamba_backend: Literal["auto", "torch", "mamba_ssm"] = "auto"
     """which implementation of the state-space layer runs"""
@@ -59,24 +75,24 @@ class Grained:
 
 
 @dataclass(frozen=True)
-class Imitation:
+class SequenceLoss:
     """what is learned from a window, and from whom"""
 
     delayed_reward: bool = False
     """pay all of an episode's reward in its last step; when acting, the return asked for then stays as it is"""
-    w_a: float = 1.0
+    w_a: NonNegative = 1.0
     """weight of the action error"""
-    w_s: float = 0.0
+    w_s: NonNegative = 0.0
     """weight of predicting the next state; 0 leaves the head out"""
-    w_r: float = 0.0
+    w_r: NonNegative = 0.0
     """weight of predicting the next return-to-go; 0 leaves the head out"""
     self_evolution: Literal["off", "snapshot", "ema"] = "off"
     """soften labels toward an older policy: a copy renewed every refresh_every updates, or a running mean"""
-    alpha_T: float = 0.85
+    alpha_T: Share = 0.85
     """the older policy's share beta rises linearly to this at the end of training ..."""
-    beta_cap: float = 0.5
+    beta_cap: Share = 0.5
     """... but not above this"""
-    refresh_every: int = 2500
+    refresh_every: Count = 2500
     """updates between steps of beta, and between copies of the older policy"""
 
 
@@ -84,28 +100,28 @@ class Imitation:
 class Returns:
     """what is asked for when acting, and how much of the past is looked at"""
 
-    target_return: float | None = None
-    """the return asked for; none: the one in decision.TARGETS for the body and data"""
+    target_return: Annotated[float | None, Range()] = None
+    """the return asked for; none: the one in decision_transformer.TARGETS for the body and data"""
     inference: Literal["window", "recurrent", "staggered"] = "window"
     """the last K steps anew; one state that remembers all; two states that restart in turn, never older than K"""
 
 
 @dataclass(frozen=True)
-class ReturnConditioned(Returns, Imitation, Tokens, Machine, Judging, Descent, Training, Data, Run):
+class ReturnConditioned(Returns, SequenceLoss, SequenceConfig, Compute, EvalConfig, OptimConfig, Training, Data, Run):
     """Acts so that a wanted return comes true."""
 
-    num_epochs: int = 100
-    batch_size: int = 64
-    learning_rate: float = 1e-4
-    warmup_steps: int = 10_000
-    grad_clip: float = 0.25
+    num_epochs: Count = 100
+    batch_size: Count = 64
+    learning_rate: NonNegative = 1e-4
+    warmup_steps: Natural = 10_000
+    grad_clip: NonNegative = 0.25
 
     def __post_init__(self):
         check_ranges(self)
 
 
 @dataclass(frozen=True)
-class DTConfig(Attention, ReturnConditioned):
+class DTConfig(AttentionConfig, ReturnConditioned):
     """Decision Transformer: causal attention over (return-to-go, state, action) tokens."""
 
     agent: Agent = "dt"
@@ -116,7 +132,7 @@ class DMambaConfig(StateSpace, ReturnConditioned):
     """Decision Mamba: the Decision Transformer with Mamba-1 in attention's place."""
 
     agent: Agent = "dmamba"
-    n_layers: int = 6
+    n_layers: Count = 6
     channel_mlp: bool = False
 
 
@@ -126,18 +142,25 @@ class DMConfig(Grained, DMambaConfig):
 
     agent: Agent = "dm"
     time_after_norm: bool = True
-    w_a: float = 0.9
-    w_s: float = 0.05
-    w_r: float = 0.05
+    w_a: NonNegative = 0.9
+    w_s: NonNegative = 0.05
+    w_r: NonNegative = 0.05
     self_evolution: Literal["off", "snapshot", "ema"] = "snapshot"
-    warmup_steps: int = 2500
-    weight_decay: float = 1e-5
+    warmup_steps: Natural = 2500
+    weight_decay: NonNegative = 1e-5
 
 
 # One thread of a busy machine makes about 60 (dt), 35 (dmamba) and 22 (dm) updates a second of `small`;
 # `upstream` is each one's release, `base` a size in between.
-SMALL = {"d_model": 64, "n_layers": 2, "batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 1000}
-SMALL |= {"num_epochs": 50, "save_freq": 10}
+SMALL = {
+    "d_model": 64,
+    "n_layers": 2,
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "warmup_steps": 1000,
+    "num_epochs": 50,
+    "save_freq": 10,
+}
 SMALL_MAMBA = {**SMALL, "d_state": 8}
 BASE, UPSTREAM = {"d_model": 256, "n_layers": 6}, {"d_model": 768, "n_layers": 24, "drop_p": 0.0}
 PRESETS = {

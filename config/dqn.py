@@ -1,9 +1,22 @@
-"""The settings of DQN on windows. The defaults are LunarLander-v3's; `WORLDS` has the other published environments'."""
+"""The settings of DQN on windows. The defaults are LunarLander-v3's; `ENV_DEFAULTS` has the other published ones."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from config.shared import Agent, Cadence, Descent, Judging, Machine, Online, Run, check_ranges
+from config.shared import (
+    Agent,
+    Compute,
+    Count,
+    EvalConfig,
+    Natural,
+    NonNegative,
+    Online,
+    OptimConfig,
+    Run,
+    Share,
+    UpdateSchedule,
+    check_ranges,
+)
 
 
 @dataclass(frozen=True)
@@ -22,21 +35,21 @@ class Network:
 
     mixer: Literal["mamba", "lstm", "transformer", "none"] = "mamba"
     """mamba, lstm and transformer read the window; none sees its newest frame alone, which is plain DQN"""
-    context_length: int = 10
+    context_length: Count = 10
     """L, how many observations the agent sees at once"""
-    embed_dim: int = 256
+    embed_dim: Count = 256
     """width of the hidden layer that embeds an observation"""
-    d_model: int = 128
+    d_model: Count = 128
     """D, width of an embedded observation and of the latent"""
-    d_state: int = 64
+    d_state: Count = 64
     """mamba: N, numbers remembered by each of the expand * d_model channels"""
-    d_conv: int = 4
+    d_conv: Count = 4
     """mamba: W, how many observations the causal convolution sees"""
-    expand: int = 2
+    expand: Count = 2
     """mamba: E / D, width inside the mixer over width outside"""
-    n_heads: int = 4
+    n_heads: Count = 4
     """transformer: heads; must divide d_model"""
-    ff_dim: int = 256
+    ff_dim: Count = 256
     """transformer: width of the hidden layer behind the attention"""
     residual: bool = False
     """add the newest embedding to the latent; not as published"""
@@ -46,23 +59,23 @@ class Network:
 class QLearning:
     """targets and exploration"""
 
-    gamma: float = 0.99
+    gamma: Share = 0.99
     """discount"""
-    target_every: int = 1000
+    target_every: Count = 1000
     """environment steps between copies of the network into its target"""
     double: bool = False
-    """double DQN: the network chooses the target's action, the target network judges it"""
+    """double DQN: the network chooses the target's action, the target network values it"""
     truncation: Literal["bootstrap", "terminal"] = "bootstrap"
     """what a time limit is to the target: only an end of the recording, or, as published, a death"""
-    td_clip: float = 1.0
+    td_clip: NonNegative = 1.0
     """largest TD error that counts for a priority; 0: no limit"""
     amsgrad: bool = False
     """AdamW divides by the greatest second moment so far; as published for Pong"""
-    eps_start: float = 1.0
+    eps_start: Share = 1.0
     """share of random actions at first ..."""
-    eps_end: float = 0.01
+    eps_end: Share = 0.01
     """... and at last"""
-    eps_decay: int = 140_000
+    eps_decay: Count = 140_000
     """environment steps over which it falls, linearly"""
 
 
@@ -70,35 +83,35 @@ class QLearning:
 class Replay:
     """how transitions are drawn again, and what is kept with them"""
 
-    per_alpha: float = 0.6
+    per_alpha: NonNegative = 0.6
     """power of the TD error in a priority; 0: all transitions are equally likely"""
-    per_beta: float = 0.4
+    per_beta: Share = 0.4
     """power of the weights that correct for it, at first; 1 at last"""
-    per_beta_steps: int = 200_000
+    per_beta_steps: Count = 200_000
     """environment steps over which that power rises, linearly"""
-    per_eps: float = 1e-6
+    per_eps: NonNegative = 1e-6
     """added to a TD error, so that every transition keeps a chance"""
     latent: Literal["store", "off", "refresh", "drift"] = "store"
     """stored latents: keep, keep none, renew when drawn and report their drift, also penalise that drift"""
-    drift_coef: float = 1e-3
+    drift_coef: NonNegative = 1e-3
     """weight of that penalty, with --latent drift alone"""
 
 
 @dataclass(frozen=True)
-class DQNConfig(Replay, QLearning, Network, Machine, Judging, Descent, Cadence, Online, Environment, Run):
+class DQNConfig(Replay, QLearning, Network, Compute, EvalConfig, OptimConfig, UpdateSchedule, Online, Environment, Run):
     """DQN on the last L observations, mixed by Mamba, an LSTM, attention, or not at all."""
 
     agent: Agent = "dqn"
-    batch_size: int = 64
-    learning_rate: float = 1e-4
-    warmup_steps: int = 0
-    weight_decay: float = 0.01
+    batch_size: Count = 64
+    learning_rate: NonNegative = 1e-4
+    warmup_steps: Natural = 0
+    weight_decay: NonNegative = 0.01
 
     def __post_init__(self):
         check_ranges(self)
 
 
-WORLDS = {
+ENV_DEFAULTS = {
     "highway-fast-v0": {
         "context_length": 8,
         "d_state": 32,

@@ -1,21 +1,35 @@
 """The settings of PPO around a policy that was trained offline, or from scratch."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 from config.decision import Returns
-from config.shared import Agent, Data, Judging, Machine, Online, Precision, Run, check_ranges
+from config.shared import (
+    Agent,
+    Compute,
+    Count,
+    Data,
+    EvalConfig,
+    Natural,
+    NonNegative,
+    Online,
+    Precision,
+    Range,
+    Run,
+    Share,
+    check_ranges,
+)
 
 
 @dataclass(frozen=True)
-class Start:
+class PolicyInit:
     """which policy to begin with, and where it acts"""
 
     init: str = ""
     """a checkpoint or run folder of bamba, dt, dmamba or dm, which stays as it is; none: a new policy"""
     mixer: Literal["mlp", "mamba2"] = "mlp"
     """of a new policy: an MLP on the present state, or Bamba's encoder of the last K states, small"""
-    hidden_dim: int = 64
+    hidden_dim: Count = 64
     """of a new MLP: width of its two layers"""
     env: str = ""
     """where to act; none: the environment of the checkpoint's data, and for a new policy hopper"""
@@ -31,11 +45,11 @@ class Start:
 class Rollouts:
     """how experience is gathered, and what it says of an action"""
 
-    n_steps: int = 512
+    n_steps: Count = 512
     """steps of every environment in one iteration: collect, then learn from that"""
-    gamma: float = 0.99
+    gamma: Share = 0.99
     """discount"""
-    gae_lambda: float = 0.95
+    gae_lambda: Share = 0.95
     """lambda of the advantages: 0 is one step and the value behind it, 1 the whole return"""
     truncation: Literal["auto", "bootstrap", "terminal"] = "auto"
     """what a time limit is to the value; auto: terminal if the policy sees the time (dt, dmamba, dm), else bootstrap"""
@@ -45,69 +59,70 @@ class Rollouts:
 class PolicyGradient:
     """the clipped objective, and how hard to descend on it"""
 
-    batch_size: int = 512
+    batch_size: Count = 512
     """steps in one update; must divide n_steps * num_envs"""
-    epochs: int = 10
+    epochs: Count = 10
     """passes over an iteration's steps, at most"""
-    clip_eps: float = 0.2
+    clip_eps: NonNegative = 0.2
     """the ratio of new to old probability counts from 1 - this to 1 + this"""
-    target_kl: float = 0.015
+    target_kl: NonNegative = 0.015
     """no further pass once the policy is this far (nats) from the one that acted; 0: all passes"""
-    entropy_coef: float = 0.0
+    entropy_coef: NonNegative = 0.0
     """weight of the entropy"""
-    value_coef: float = 0.5
+    value_coef: NonNegative = 0.5
     """weight of the value's squared error"""
-    value_into_encoder: float = 0.0
+    value_into_encoder: Share = 0.0
     """share of the value's gradient that reaches the encoder"""
-    value_dim: int = 256
+    value_dim: Count = 256
     """width of the value's two layers"""
-    lr_encoder: float | None = None
+    lr_encoder: NonNegative | None = None
     """Adam's step for the encoder, falling linearly to 0 at the end; none: 3e-5, and for a new policy 3e-4"""
-    lr_head: float | None = None
+    lr_head: NonNegative | None = None
     """the same for the action head; none: 1e-4, and for a new policy 3e-4"""
-    lr_std: float = 3e-4
+    lr_std: NonNegative = 3e-4
     """the same for log sigma"""
-    lr_value: float = 3e-4
+    lr_value: NonNegative = 3e-4
     """the same for the value"""
-    grad_clip: float = 0.5
+    grad_clip: NonNegative = 0.5
     """largest gradient norm, for the policy and for the value apart"""
-    sigma: float | None = None
+    sigma: Annotated[float | None, Range(1e-3, 10)] = None
     """of the Gaussian around the policy's action, in half ranges of the action, at first; none: as far as the policy is
     from the data's actions, within 0.05 and 0.3, and for a new policy 1"""
 
 
 @dataclass(frozen=True)
-class Anchors:
+class Regularizers:
     """what keeps a trained policy from collapse; a new policy has none of it"""
 
-    kl_coef: float = 0.1
+    kl_coef: NonNegative = 0.1
     """weight of KL(policy, offline policy) at first; it adapts so that the KL follows its target; 0: no anchor"""
-    kl_start: float = 0.02
+    kl_start: NonNegative = 0.02
     """target of that KL at first, nats per action dim ..."""
-    kl_end: float = 0.5
+    kl_end: NonNegative = 0.5
     """... and at last, linearly"""
-    bc_coef: float = 0.5
+    bc_coef: NonNegative = 0.5
     """weight of cloning the offline data at first, 0 from the middle of the run; 0: never, and no data are needed"""
-    bc_batch: int = 64
+    bc_batch: Count = 64
     """offline windows cloned in one update"""
-    value_warmup: int = 10
+    value_warmup: Natural = 10
     """iterations at most in which the value alone learns, before the policy does ..."""
-    warm_enough: float = 0.5
+    warm_enough: Share = 0.5
     """... or until it explains this share of the returns' variance"""
 
 
 @dataclass(frozen=True)
-class PPOConfig(Returns, Anchors, PolicyGradient, Rollouts, Machine, Judging, Online, Start, Run):
+class PPOConfig(Returns, Regularizers, PolicyGradient, Rollouts, Compute, EvalConfig, Online, PolicyInit, Run):
     """PPO: fine-tunes a policy that was trained offline in its environment, or trains a new one."""
 
     agent: Agent = "ppo"
     precision: Precision = "fp32"
-    env_steps: int = 1_000_000
-    num_envs: int = 8
-    log_every: int = 4096
-    eval_every: int = 20_000
-    save_every: int = 20_000
-    policy: dict | None = None  # no flag: {"system", "config", ...} of the policy, as `ppo.settle` found it
+    env_steps: Count = 1_000_000
+    num_envs: Count = 8
+    log_every: Count = 4096
+    eval_every: Natural = 20_000
+    save_every: Natural = 20_000
+    # {"system", "config", ...} of the policy, as `ppo.resolve_config` found it
+    policy: dict | None = field(default=None, metadata={"flag": False})
 
     def __post_init__(self):
         check_ranges(self)
@@ -117,8 +132,9 @@ class PPOConfig(Returns, Anchors, PolicyGradient, Rollouts, Machine, Judging, On
 class MLPConfig(Data):
     """Of the policy that is an MLP on the present state."""
 
-    hidden_dim: int = 64
-    context_length: int = 1
+    agent: str = "mlp"
+    hidden_dim: Count = 64
+    context_length: Count = 1
 
 
 QUICK = {"env_steps": 60_000, "n_steps": 256, "eval_every": 10_000, "save_every": 10_000, "log_every": 2048}

@@ -1,23 +1,62 @@
-"""What several agents are told: the groups of settings that they share, and what numbers make sense."""
+"""What several agents are told: the groups of settings that they share, and ranges that stand beside the fields."""
 
-from dataclasses import dataclass, fields
-from typing import Literal
+import inspect
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, NamedTuple, get_args
+
+
+class Range(NamedTuple):
+    """The values that a number may have; both ends belong to them unless said otherwise. None: no end."""
+
+    low: float | None = None
+    high: float | None = None
+    above: bool = False  # low itself is out
+    below: bool = False  # high itself is out
+
+    def __contains__(self, x) -> bool:
+        if self.low is not None and not (x > self.low if self.above else x >= self.low):
+            return False
+        return self.high is None or (x < self.high if self.below else x <= self.high)
+
+    def __str__(self) -> str:
+        low = f"more than {self.low:g}" if self.above else f"at least {self.low:g}" if self.low is not None else ""
+        if self.high is None:
+            return low or "any number"
+        if self.above or self.below or self.low is None:
+            return f"{low} and {'less than' if self.below else 'at most'} {self.high:g}"
+        return f"from {self.low:g} to {self.high:g}"
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+NonNegative = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+Share = Annotated[float, Range(0, 1)]
+ShareAbove0 = Annotated[float, Range(0, 1, above=True)]
+Dropout = Annotated[float, Range(0, 1, below=True)]
 
 Agent = Literal["bamba", "dt", "dmamba", "dm", "dqn", "opso", "opso_online", "ppo"]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
-Preset = Literal["none", "quick", "small", "base", "upstream"]
+Preset = Literal["none", "quick", "small", "base", "upstream", "auto"]
 
 
 @dataclass(frozen=True)
 class Run:
     """what to run, and where its traces go"""
 
+    LEGACY_DEFAULTS: ClassVar[dict] = {}  # of settings younger than a checkpoint: what was done before them
+
     agent: Agent = "bamba"
     """which agent to train"""
     preset: Preset = "none"
-    """named settings, applied before the other flags: quick = a few minutes on two CPU cores, small = an hour"""
-    seed: int = 42
+    """named settings, applied before the other flags: quick = minutes on a CPU core, small = an hour or two, auto = the
+    longest that ends within --hours here (offline agents, on a CPU)"""
+    hours: Positive = 1.0
+    """of --preset auto: how long the run may take"""
+    seed: Natural = 42
     """one number seeds network, data order and noise"""
+    num_seeds: Count = 1
+    """seeds, from that one on, that learn in one process by one update; a run folder each (bamba, dt, dmamba, dm)"""
     output_dir: str = "./outputs"
     """every run gets a folder of its own in here"""
     resume: str = ""
@@ -42,9 +81,9 @@ class Data:
     """where dataset files lie"""
     dataset: str = ""
     """instead of the above: hopper-medium-v2; minari:mujoco/hopper/medium-v0; or a .hdf5 file in D4RL's layout"""
-    local_transitions: int = 0
+    local_transitions: Natural = 0
     """how many transitions a local dataset holds; 0: 1M, and for medium-replay as many as D4RL's (202k to 402k)"""
-    pct_traj: float = 1.0
+    pct_traj: ShareAbove0 = 1.0
     """learn from the episodes of highest return that hold this share of the transitions; with cloning: %BC"""
     env_version: str = "v4"
     """version of D4RL's bodies in Gymnasium; v4 moves as D4RL's did"""
@@ -54,13 +93,13 @@ class Data:
 class Training:
     """how long to learn from data"""
 
-    num_epochs: int = 1000
+    num_epochs: Count = 1000
     """epochs in all"""
-    updates_per_epoch: int = 1000
+    updates_per_epoch: Count = 1000
     """gradient updates in one epoch; losses are logged once an epoch"""
-    eval_freq: int = 10
+    eval_freq: Natural = 10
     """epochs between evaluations; 0: never"""
-    save_freq: int = 50
+    save_freq: Natural = 50
     """epochs between checkpoints (an evaluation writes one too)"""
 
 
@@ -68,62 +107,62 @@ class Training:
 class Online:
     """how long to learn in an environment; an environment step is one step of one environment"""
 
-    env_steps: int = 200_000
+    env_steps: Count = 200_000
     """environment steps in all"""
-    num_envs: int = 1
+    num_envs: Count = 1
     """environments side by side; updates per environment step stay as they are"""
-    log_every: int = 1000
+    log_every: Count = 1000
     """environment steps between rows of losses in the log; an episode has a row when it ends"""
-    eval_every: int = 0
+    eval_every: Natural = 0
     """environment steps between evaluations; 0: one at the end"""
-    save_every: int = 10_000
+    save_every: Natural = 10_000
     """environment steps between checkpoints, from which a killed run goes on; 0: one at the end"""
-    num_final_episodes: int = 50
+    num_final_episodes: Natural = 50
     """episodes of the evaluation at the end; 0: none"""
 
 
 @dataclass(frozen=True)
-class Cadence:
+class UpdateSchedule:
     """when an agent with a replay learns"""
 
-    buffer_size: int = 100_000
+    buffer_size: Count = 100_000
     """transitions that are remembered"""
-    learn_start: int = 10_000
+    learn_start: Natural = 10_000
     """environment steps before the first update"""
-    train_every: int = 1
+    train_every: Count = 1
     """environment steps between rounds of updates"""
-    num_updates: int = 1
+    num_updates: Count = 1
     """updates in a round"""
 
 
 @dataclass(frozen=True)
-class Descent:
+class OptimConfig:
     """how hard to learn"""
 
-    batch_size: int = 256
+    batch_size: Count = 256
     """B, windows in one update"""
-    learning_rate: float = 3e-4
+    learning_rate: NonNegative = 3e-4
     """AdamW's step after the warm-up"""
-    warmup_steps: int = 1000
+    warmup_steps: Natural = 1000
     """updates over which the learning rate rises linearly from nearly 0"""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegative = 1e-4
     """AdamW's decay; never on norms, biases, A_log, D, dt_bias"""
-    grad_clip: float = 1.0
+    grad_clip: NonNegative = 1.0
     """largest gradient norm; Bamba: for the critics and for the rest apart"""
 
 
 @dataclass(frozen=True)
-class Judging:
+class EvalConfig:
     """how to evaluate"""
 
-    num_eval_episodes: int = 10
+    num_eval_episodes: Count = 10
     """episodes in one evaluation"""
-    eval_seed: int = 1_000_000
+    eval_seed: Natural = 1_000_000
     """seed of the first evaluation episode, the next ones count on from it"""
 
 
 @dataclass(frozen=True)
-class Machine:
+class Compute:
     """how to compute"""
 
     device: str = "auto"
@@ -134,62 +173,36 @@ class Machine:
     """torch.compile blocks and losses: half a minute at the start, then faster; needs a C++ compiler on a CPU"""
     cuda_graphs: bool = True
     """on CUDA, capture the whole update and replay it"""
-    threads: int = 0
+    threads: Natural = 0
     """CPU threads; 0: PyTorch's choice. Give 1 to each of several runs side by side"""
 
 
-# least and greatest sensible values; the encoder's sizes are checked where it is built, with the nearest legal ones
-AT_LEAST_1 = (
-    "num_epochs",
-    "updates_per_epoch",
-    "batch_size",
-    "policy_freq",
-    "hidden_dim",
-    "num_eval_episodes",
-    "max_ep_len",
-    "n_heads",
-    "refresh_every",
-)
-AT_LEAST_1 += ("env_steps", "num_envs", "log_every", "buffer_size", "train_every", "num_updates", "target_every")
-AT_LEAST_1 += ("eps_decay", "per_beta_steps", "embed_dim", "ff_dim")
-AT_LEAST_1 += ("n_steps", "epochs", "value_dim", "bc_batch")
-AT_LEAST_0 = (
-    "local_transitions",
-    "warmup_steps",
-    "weight_decay",
-    "grad_clip",
-    "eval_freq",
-    "save_freq",
-    "threads",
-    "alpha",
-    "gamma",
-    "tau",
-)
-AT_LEAST_0 += ("action_noise", "action_noise_clip", "beta_s", "beta_r", "learning_rate", "seed", "eval_seed")
-AT_LEAST_0 += ("w_a", "w_s", "w_r", "alpha_T", "eval_every", "save_every", "num_final_episodes", "learn_start")
-AT_LEAST_0 += ("td_clip", "per_alpha", "per_eps", "drift_coef")
-AT_LEAST_1 += ("proposal_steps", "schedule_episodes")
-AT_LEAST_0 += ("max_episodes", "random_steps", "beta_v", "beta_n", "beta_a", "nce_bank", "temperature", "max_weight")
-AT_LEAST_0 += ("lambda_q", "q_candidates", "focal_alpha", "focal_gamma", "sigma_start", "sigma_end")
-AT_LEAST_0 += ("clip_eps", "target_kl", "entropy_coef", "value_coef", "value_warmup", "lr_encoder", "lr_head", "lr_std")
-AT_LEAST_0 += ("lr_value", "kl_coef", "kl_start", "kl_end", "bc_coef")
-SHARES = ("expectile", "inverse_fraction", "goal_current", "goal_trajectory", "policy_trajectory", "policy_near")
-SHARES += ("lr_fall", "offline_share")
-SHARES += ("beta_cap", "eps_start", "eps_end", "per_beta", "gae_lambda", "value_into_encoder", "gamma", "tau")
-RANGES = dict.fromkeys(AT_LEAST_1, (1, None)) | dict.fromkeys(AT_LEAST_0, (0, None)) | dict.fromkeys(SHARES, (0, 1))
-RANGES |= {"sigma": (1e-3, 10)}
+def ranges_of(config: type) -> dict[str, Range]:
+    """The range of every number among a config's settings."""
+    found = {}
+    for kind in config.__mro__:  # the most derived annotation that has one
+        for name, hint in inspect.get_annotations(kind).items():
+            marks = [mark for part in (hint, *get_args(hint)) for mark in getattr(part, "__metadata__", ())]
+            ranges = [mark for mark in marks if isinstance(mark, Range)]
+            if ranges:
+                found.setdefault(name, ranges[0])
+    return found
 
 
 def check_ranges(cfg) -> None:
-    """ValueError for a number that makes no sense, with its range."""
-    for f in fields(cfg):
-        value, (low, high) = getattr(cfg, f.name), RANGES.get(f.name, (None, None))
-        if value is None:  # the agent knows what to take
-            continue
-        if (low is not None and not value >= low) or (high is not None and not value <= high):
-            wanted = f"at least {low}" if high is None else f"from {low} to {high}"
-            raise ValueError(f"{f.name} = {value} makes no sense: take {wanted}")
+    """ValueError for a number that is out of its range, with the range."""
+    for name, allowed in ranges_of(type(cfg)).items():
+        value = getattr(cfg, name)
+        if value is not None and value not in allowed:  # None: the agent knows what to take
+            raise ValueError(f"{name} = {value} is out of range: take {allowed}")
 
 
-QUICK = {"data": "local", "local_transitions": 200_000, "num_epochs": 10, "updates_per_epoch": 500, "warmup_steps": 200}
-QUICK |= {"eval_freq": 2, "save_freq": 2}  # every agent's preset of that name begins so
+QUICK = {  # every agent's preset of that name begins so
+    "data": "local",
+    "local_transitions": 200_000,
+    "num_epochs": 10,
+    "updates_per_epoch": 500,
+    "warmup_steps": 200,
+    "eval_freq": 2,
+    "save_freq": 2,
+}

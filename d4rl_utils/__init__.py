@@ -1,32 +1,32 @@
 """D4RL: names, scores, downloads, files -> transitions, environments, and local data where no download is to be had.
 
-Minari's data and files of one's own come through the same doors: `open_data` and `open_environment`.
+Minari's data and files of one's own come through the same doors: `open_data` and `make_eval_env`.
 """
 
-from d4rl_utils.choose import delayed
 from d4rl_utils.datasets import open_data, open_dataset
-from d4rl_utils.environment import Stage, boxes_of, frames_per_second, make_env, open_environment, open_stage
-from d4rl_utils.names import BODIES, DATASET_TYPES, SCORE_NAMES, d4rl_score
-from d4rl_utils.reader import Dataset, Identity, Transitions, read_hdf5
-from d4rl_utils.wanted import wanted
+from d4rl_utils.environment import check_dims, eval_env_of, frames_per_second, make_env, make_eval_env, spec_of
+from d4rl_utils.filters import delayed
+from d4rl_utils.names import DATASET_TYPES, ENVS, SCORE_NAMES, d4rl_score
+from d4rl_utils.reader import Dataset, DatasetInfo, Transitions, read_hdf5
+from d4rl_utils.resolve import resolve_dataset
 
 __all__ = [
-    "BODIES",
     "DATASET_TYPES",
+    "ENVS",
     "SCORE_NAMES",
     "Dataset",
-    "Identity",
-    "Stage",
+    "DatasetInfo",
     "Transitions",
-    "boxes_of",
+    "check_dims",
     "d4rl_score",
     "delayed",
+    "eval_env_of",
     "frames_per_second",
     "make_env",
+    "make_eval_env",
     "open_data",
     "open_dataset",
-    "open_environment",
-    "open_stage",
     "read_hdf5",
-    "wanted",
+    "resolve_dataset",
+    "spec_of",
 ]

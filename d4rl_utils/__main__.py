@@ -5,12 +5,12 @@ import logging
 import sys
 from pathlib import Path
 
+from common.download import DownloadError
 from d4rl_utils.datasets import download
-from d4rl_utils.info import describe, plot
-from d4rl_utils.local import RECIPES, LocalDataError, local_levels, make_local
-from d4rl_utils.names import BODIES, REGISTRY, check_name, split_name
+from d4rl_utils.generate.rollout import RECIPES, LocalDataError, local_levels, make_local
+from d4rl_utils.names import ENVS, REGISTRY, check_name, split_name
 from d4rl_utils.reader import read_hdf5
-from downloads import DownloadError
+from d4rl_utils.summary import describe, plot
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,13 +57,13 @@ def make_all(transitions: int, seed: int, workers: int | None, dataset_dir: Path
     being made. What is wrong for all of them (a full disk, a dying worker) ends it at once.
     """
     wrong = []
-    for env in BODIES:
+    for env in ENVS:
         for kind in RECIPES:
             try:
                 make_local(env, kind, transitions, seed, workers, dataset_dir)
             except LocalDataError as error:
                 wrong.append(f"{env}-{kind}: {error}")
-    print(f"{len(BODIES) * len(RECIPES) - len(wrong)} are in {dataset_dir}, {len(wrong)} could not be made")
+    print(f"{len(ENVS) * len(RECIPES) - len(wrong)} are in {dataset_dir}, {len(wrong)} could not be made")
     for line in wrong:
         print(line.partition(" Local data exist")[0], file=sys.stderr)
     return len(wrong)

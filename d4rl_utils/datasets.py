@@ -5,13 +5,13 @@ import logging
 import sys
 from pathlib import Path
 
-from d4rl_utils.choose import best_episodes, check_share
+from common.download import DownloadError, fetch
 from d4rl_utils.environment import time_limit
-from d4rl_utils.local import local_file, local_levels, local_names, make_local
-from d4rl_utils.names import BODIES, DIMS, REGISTRY, check_name, split_name, usual_transitions
+from d4rl_utils.filters import best_episodes, check_share
+from d4rl_utils.generate.rollout import local_file, local_levels, local_names, make_local
+from d4rl_utils.names import DIMS, ENVS, REGISTRY, check_name, split_name, usual_transitions
 from d4rl_utils.reader import Dataset, read_hdf5
-from d4rl_utils.wanted import SOURCES, wanted
-from downloads import DownloadError, fetch
+from d4rl_utils.resolve import SOURCES, resolve_dataset
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def open_data(cfg) -> Dataset:
 
 
 def _whole(cfg) -> Dataset:
-    want = wanted(cfg)
+    want = resolve_dataset(cfg)
     if want.kind == "minari":
         from d4rl_utils.minari_data import read_minari
 
@@ -35,11 +35,11 @@ def _whole(cfg) -> Dataset:
     if want.kind == "d4rl":
         return open_dataset(want.env, want.dataset_type, want.data, cfg.dataset_dir, cfg.local_transitions)
     dataset = read_hdf5(want.place, time_limit(want.env))
-    if dataset.identity.source in ("d4rl", "local") and want.env in BODIES:
+    if dataset.identity.source in ("d4rl", "local") and want.env in ENVS:
         # walker2d and halfcheetah have the same dims, so nothing else would notice
         body, _ = split_name(dataset.identity.name)
         if body != want.env:
-            raise ValueError(f"{want.place} is {dataset.identity.name}: judge it with --env {body}, not {want.env}.")
+            raise ValueError(f"{want.place} is {dataset.identity.name}: evaluate it with --env {body}, not {want.env}.")
     return dataset
 
 

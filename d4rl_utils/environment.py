@@ -1,4 +1,4 @@
-"""The environment an agent is judged in: one of D4RL's bodies, any of Gymnasium's, or what Minari's data bring."""
+"""The environment an agent is evaluated in: one of D4RL's bodies, any of Gymnasium's, or what Minari's data bring."""
 
 import functools
 import logging
@@ -6,10 +6,10 @@ import re
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version as installed
-from typing import NamedTuple
 
-from d4rl_utils.names import BODIES, close, d4rl_score
-from d4rl_utils.wanted import is_id, wanted
+from common.env_spec import EnvSpec, EvalEnv
+from d4rl_utils.names import ENVS, d4rl_score, suggest
+from d4rl_utils.resolve import is_id, resolve_dataset
 
 log = logging.getLogger(__name__)
 
@@ -17,46 +17,44 @@ IDS = {"hopper": "Hopper", "walker2d": "Walker2d", "halfcheetah": "HalfCheetah",
 MAX_EPISODE_STEPS = 1000
 
 
-class Stage(NamedTuple):
-    """An environment, and how its returns become scores."""
-
-    name: str  # for people: "hopper v4", "Pendulum-v1", "Hopper-v5"
-    make: Callable  # make(render_mode=None) -> a fresh environment
-    score: Callable[[float], float] | None  # a return on the scale below; None: there are no reference returns
-    scale: str  # "D4RL's scale", "Minari's scale", or ""
-
-
-class Boxes(NamedTuple):
-    """The sizes of an environment, and the bounds of its actions, one number a dimension."""
-
-    state: int
-    action: int
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-
-
-def open_environment(cfg) -> Stage:
-    """Where an agent with the settings `cfg` is judged. Nothing is made yet.
+def make_eval_env(cfg) -> EvalEnv:
+    """Where an agent with the settings `cfg` is evaluated: the environment that its data were recorded in.
 
     Raises ValueError for unknown names, and for Minari's data that are neither here nor to be had.
     """
-    want, version = wanted(cfg), cfg.env_version
+    want, version = resolve_dataset(cfg), cfg.env_version
     if want.kind == "minari":
         from d4rl_utils import minari_data
 
         found = minari_data.open_minari(want.place)
         score, scale = minari_data.scale_of(found)
-        make = lambda render_mode=None: minari_data.environment(found, render_mode)  # noqa: E731
-        return Stage(found.env_spec.id, make, score, scale)
-    return open_stage(want.env, version)
+        return describe_env(found.env_spec.id, functools.partial(minari_data.environment, found), score, scale)
+    return eval_env_of(want.env, version)
 
 
-def open_stage(env: str, version: str = "v4") -> Stage:
-    """The environment `env` of `make_env`. Nothing is made yet."""
-    make = lambda render_mode=None: make_env(env, version, render_mode)  # noqa: E731
-    if env in BODIES:
-        return Stage(f"{env} {version}", make, functools.partial(d4rl_score, env), "D4RL's scale")
-    return Stage(env, make, None, "")
+def eval_env_of(env: str, version: str = "v4") -> EvalEnv:
+    """The environment `env` of `make_env`."""
+    make = functools.partial(make_env, env, version)
+    if env in ENVS:
+        return describe_env(f"{env} {version}", make, functools.partial(d4rl_score, env), "D4RL's scale")
+    return describe_env(env, make, None, "")
+
+
+def describe_env(name: str, make: Callable, score: Callable[[float], float] | None, scale: str) -> EvalEnv:
+    """`EvalEnv`'s fields, and what one instance of the environment says of itself."""
+    env = make()
+    spec, fps = spec_of(env), frames_per_second(env)
+    env.close()
+    return EvalEnv(make, spec, score, fps, name, scale)
+
+
+def check_dims(env: str, spec: EnvSpec, state: int, action: int) -> None:
+    """ValueError if data with these dims were recorded in another environment."""
+    if (state, action) != (spec.state, spec.action):
+        raise ValueError(
+            f"the data have {state} state and {action} action dims, {env} has {spec.state} and {spec.action}: "
+            "--env must name the environment that recorded the data (a body, or one of Gymnasium's ids)"
+        )
 
 
 def make_env(env: str, version: str = "v4", render_mode: str | None = None):
@@ -66,10 +64,10 @@ def make_env(env: str, version: str = "v4", render_mode: str | None = None):
     dims that the data have here. Raises ValueError for an unknown body, id or version, ImportError if Gymnasium, MuJoCo
     or another package that the environment needs is missing.
     """
-    if env not in BODIES and not is_id(env):
+    if env not in ENVS and not is_id(env):
         raise ValueError(
-            f"unknown env '{env}': D4RL's bodies are {', '.join(BODIES)}; Gymnasium's ids look like Hopper-v4"
-            f"{close(env, BODIES) or '.'}"
+            f"unknown env '{env}': D4RL's bodies are {', '.join(ENVS)}; Gymnasium's ids look like Hopper-v4"
+            f"{suggest(env, ENVS) or '.'}"
         )
     if version not in ("v4", "v5"):
         raise ValueError(
@@ -84,7 +82,7 @@ def make_env(env: str, version: str = "v4", render_mode: str | None = None):
             "pip install 'gymnasium[mujoco]' 'mujoco>=3.1.6,<3.5'"
         ) from error
     options = {}
-    if env in BODIES:
+    if env in ENVS:
         if version == "v4":
             _compare_mujoco()
         if (env, version) == ("ant", "v5"):
@@ -99,7 +97,7 @@ def make_env(env: str, version: str = "v4", render_mode: str | None = None):
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:  # also MuJoCo's v2 and v3, long gone
             raise ImportError(f"{env} cannot be made: {error}") from error
         except gymnasium.error.Error as error:
-            hint = close(env, gymnasium.registry) or f": {error}"
+            hint = suggest(env, gymnasium.registry) or f": {error}"
             raise ValueError(f"unknown env '{env}', Gymnasium has none of this name{hint}") from error
 
 
@@ -113,7 +111,7 @@ def time_limit(env: str) -> int:
     return (found and found.max_episode_steps) or MAX_EPISODE_STEPS
 
 
-def boxes_of(env) -> Boxes:
+def spec_of(env) -> EnvSpec:
     """The sizes and bounds of an environment. ValueError unless states are flat, and actions flat and bounded."""
     from gymnasium.spaces import Box
 
@@ -126,7 +124,7 @@ def boxes_of(env) -> Boxes:
         raise ValueError(
             f"{name} wants actions without bounds, {done}; an agent here needs finite ones to stay within."
         )
-    return Boxes(seen.shape[0], done.shape[0], tuple(done.low.tolist()), tuple(done.high.tolist()))
+    return EnvSpec(seen.shape[0], done.shape[0], tuple(done.low.tolist()), tuple(done.high.tolist()))
 
 
 def frames_per_second(env) -> int:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from d4rl_utils.names import close
-from d4rl_utils.reader import Dataset, Identity, Transitions, episode_returns
+from d4rl_utils.names import suggest
+from d4rl_utils.reader import Dataset, DatasetInfo, Transitions, episode_returns
 
 DOWNLOAD = "import sys, minari; minari.download_dataset(sys.argv[1])"
 
@@ -41,13 +41,13 @@ def open_minari(name: str):
         ) from error
     folder = get_dataset_path(name)
     if not (folder / "data").is_dir():
-        _bring(name, folder)
+        _download(name, folder)
     try:
         found = minari.load_dataset(name)
     except (ValueError, KeyError, OSError) as error:
         raise ValueError(f"{folder} is damaged ({error}). Remove it and try again.") from error
     if found.env_spec is None:
-        raise ValueError(f"minari:{name} does not say which environment recorded it, so no agent could be judged.")
+        raise ValueError(f"minari:{name} does not say which environment recorded it, so no agent could be evaluated.")
     _check_flat(name, found)
     return found
 
@@ -83,7 +83,7 @@ def read_minari(name: str) -> Dataset:
     transitions = Transitions(*columns, ends, np.repeat(starts, stops - starts))
     returns = episode_returns(transitions)
     sha = _sha256_of(Path(found.storage.data_path))
-    identity = Identity(f"minari:{name}", "minari", name, sha, rows, len(returns), float(returns.mean()))
+    identity = DatasetInfo(f"minari:{name}", "minari", name, sha, rows, len(returns), float(returns.mean()))
     return Dataset(transitions, identity)
 
 
@@ -115,7 +115,7 @@ def _check_flat(name: str, found) -> None:
             )
 
 
-def _bring(name: str, folder: Path) -> None:
+def _download(name: str, folder: Path) -> None:
     """Download in another process, whose failures, of whatever network library, come back as its last words."""
     import minari
 
@@ -135,7 +135,7 @@ def _bring(name: str, folder: Path) -> None:
             raise ValueError(
                 f"minari:{name} is not in {root} and could not be downloaded:\n"
                 f"  {words[-1] if words else 'no reason given'}\n"
-                f"There: {', '.join(here) or 'nothing'}{close(name, here) or '.'} All names: https://minari.farama.org\n"
+                f"There: {', '.join(here) or 'nothing'}{suggest(name, here) or '.'} All names: https://minari.farama.org\n"
                 f"By hand, on a machine with a network: minari download {name}; then copy its folder to {folder}"
             )
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
-from downloads import Entry
+from common.download import Entry
 
-BODIES = ("hopper", "walker2d", "halfcheetah", "ant")
+ENVS = ("hopper", "walker2d", "halfcheetah", "ant")
 DATASET_TYPES = ("random", "medium", "medium-replay", "medium-expert", "expert", "full-replay")
 
 # (state dims, action dims). D4RL's ant files have 111 state dims: 27 and 84 contact forces that are zero throughout.
@@ -21,11 +21,18 @@ REFERENCE_RETURNS = {
 
 # What the score of an agent may be called, by the source of what it learned from. Only the first belongs in a table of
 # D4RL's scores, whatever scale the others are on.
-SCORE_NAMES = {"d4rl": "D4RL score", "local": "local score", "custom": "custom score", "minari": "Minari score"}
-SCORE_NAMES |= {"online": "online score"}
+SCORE_NAMES = {
+    "d4rl": "D4RL score",
+    "local": "local score",
+    "custom": "custom score",
+    "minari": "Minari score",
+    "online": "online score",
+}
 
 # Transitions of D4RL's medium-replay files; the local sets of all other types have 1M (D4RL's: 1M, medium-expert 2M).
 REPLAY_TRANSITIONS = {"hopper": 402_000, "walker2d": 302_000, "halfcheetah": 202_000, "ant": 302_000}
+
+MADE_BY = "d4rl_utils.local"  # what local files say that they were made by; it is theirs, wherever the code moves
 
 SERVERS = (
     "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/",
@@ -75,10 +82,10 @@ REGISTRY = {f"{name}-v2": _entry(name, *facts) for name, facts in _SIZE_AND_SHA2
 
 def check_name(env: str, dataset_type: str) -> str:
     """The base name, e.g. `hopper-medium`, of a body and a dataset type; ValueError if either is unknown."""
-    if env not in BODIES:
-        raise ValueError(f"unknown env '{env}': D4RL's bodies are {', '.join(BODIES)}{close(env, BODIES) or '.'}")
+    if env not in ENVS:
+        raise ValueError(f"unknown env '{env}': D4RL's bodies are {', '.join(ENVS)}{suggest(env, ENVS) or '.'}")
     if dataset_type not in DATASET_TYPES:
-        hint = close(dataset_type, DATASET_TYPES) or "."
+        hint = suggest(dataset_type, DATASET_TYPES) or "."
         raise ValueError(f"unknown dataset_type '{dataset_type}': D4RL's are {', '.join(DATASET_TYPES)}{hint}")
     return f"{env}-{dataset_type}"
 
@@ -90,7 +97,7 @@ def split_name(name: str) -> tuple[str, str]:
     return body, kind
 
 
-def close(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str]) -> str:
     """The end of an error message about a misspelled `word`: what of the known may have been meant, or nothing."""
     by_lower = {k.lower(): k for k in known}
     found = [by_lower[k] for k in difflib.get_close_matches(word.lower(), by_lower, n=3)]

@@ -28,8 +28,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d4rl_utils.names import DIMS, REGISTRY
-from files import alone, sha256_of
+from common.files import file_lock, sha256_of
+from d4rl_utils.names import DIMS, MADE_BY, REGISTRY
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +46,11 @@ class Transitions(NamedTuple):
     next_states: np.ndarray  # (N, S) float32
     terminals: np.ndarray  # (N,) bool   the MDP ended here (cuts the bootstrap); a time limit is not a death
     ends: np.ndarray  # (N,) bool   last transition of its episode: terminal, timeout or cut
-    first: np.ndarray  # (N,) int64  row at which this row's episode begins
+    episode_start: np.ndarray  # (N,) int64  row at which this row's episode begins
 
 
 @dataclass(frozen=True)
-class Identity:
+class DatasetInfo:
     """What was trained on, in plain types: it goes into checkpoints and logs."""
 
     name: str  # "hopper-medium-v2", "hopper-medium-local", "minari:mujoco/hopper/medium-v0", or a custom file's stem
@@ -66,7 +66,7 @@ class Dataset(NamedTuple):
     """Transitions and whose they are."""
 
     transitions: Transitions
-    identity: Identity
+    identity: DatasetInfo
 
 
 def episode_returns(transitions: Transitions) -> np.ndarray:
@@ -89,7 +89,7 @@ def read_hdf5(path: str | Path, max_episode_steps: int = 1000, cache: bool = Tru
     try:
         found = _from_cache(path, max_episode_steps)
         if found is None:
-            with alone(path):
+            with file_lock(path):
                 found = _from_cache(path, max_episode_steps) or _fill_cache(path, max_episode_steps)
     except OSError as error:
         log.warning("%s: no cache can be kept beside it (%s); every start reads it anew.", path, error)
@@ -110,7 +110,9 @@ def _dataset(path: Path, transitions: Transitions, facts: dict) -> Dataset:
     returns = episode_returns(transitions)
     return Dataset(
         transitions,
-        Identity(name, source, path.name, facts["sha256"], len(transitions.ends), len(returns), float(returns.mean())),
+        DatasetInfo(
+            name, source, path.name, facts["sha256"], len(transitions.ends), len(returns), float(returns.mean())
+        ),
     )
 
 
@@ -172,7 +174,7 @@ def _read(path: Path, max_episode_steps: int) -> tuple[Transitions, dict]:
     try:
         with h5py.File(path, "r") as file:
             columns = _columns(path, file)
-            local_name = str(file.attrs["name"]) if file.attrs.get("made_by") == "d4rl_utils.local" else None
+            local_name = str(file.attrs["name"]) if file.attrs.get("made_by") == MADE_BY else None
     except OSError as error:
         raise ValueError(f"{path} is damaged or only part of a file ({error}). Remove it and get it again.") from error
     transitions, notes = _transitions(path, columns, max_episode_steps)
@@ -254,7 +256,7 @@ def _without_contacts(path: Path, key: str, states: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"{path}: '{key}' has 111 dims as D4RL's ant has, but the last 84 are not all zero (first in row "
             f"{used.argmax()}). The environment here has no contact forces, so an agent trained on them could not be "
-            "judged. Record the data with Ant-v4, or cut the observations to the first 27."
+            "evaluated. Record the data with Ant-v4, or cut the observations to the first 27."
         )
     return states[:, :keep].copy()
 
@@ -266,16 +268,16 @@ def _transitions(path: Path, columns: dict[str, np.ndarray], max_episode_steps: 
     if "timeouts" in columns:
         ends = terminals | columns["timeouts"]
     else:
-        since = row - _first(np.concatenate((terminals[:-1], [True])))
+        since = row - _episode_starts(np.concatenate((terminals[:-1], [True])))
         ends = terminals | ((since + 1) % max_episode_steps == 0)
         notes.append(f"no 'timeouts': episodes are taken to end at terminals or after {max_episode_steps} steps.")
     unfinished = not ends[-1]
     ends[-1] = True
-    first = _first(ends)
+    episode_start = _episode_starts(ends)
     if unfinished:
         fate = "" if "next_observations" in columns else ", without its last row, whose next state is unknown"
         notes.append(
-            f"the last episode (rows {first[-1]} to {n - 1}) has no end in the file: kept as cut by time{fate}."
+            f"the last episode (rows {episode_start[-1]} to {n - 1}) has no end in the file: kept as cut by time{fate}."
         )
 
     if "next_observations" in columns:
@@ -292,14 +294,19 @@ def _transitions(path: Path, columns: dict[str, np.ndarray], max_episode_steps: 
         if not keep.any():
             raise ValueError(f"{path}: without 'next_observations' no row's next state is known, so nothing is left.")
         # a row now ends its episode if the next row that is left belongs to another one
-        states, next_states, terminals, first = states[keep], next_states[keep], terminals[keep], first[keep]
-        ends = np.concatenate((first[1:] != first[:-1], [True]))
-        first = _first(ends)
+        states, next_states, terminals, episode_start = (
+            states[keep],
+            next_states[keep],
+            terminals[keep],
+            episode_start[keep],
+        )
+        ends = np.concatenate((episode_start[1:] != episode_start[:-1], [True]))
+        episode_start = _episode_starts(ends)
     actions, rewards = columns["actions"][keep], columns["rewards"][keep]
-    return Transitions(states, actions, rewards, next_states, terminals, ends, first), notes
+    return Transitions(states, actions, rewards, next_states, terminals, ends, episode_start), notes
 
 
-def _first(ends: np.ndarray) -> np.ndarray:
+def _episode_starts(ends: np.ndarray) -> np.ndarray:
     """For every row the row at which its episode begins. (N,) bool with ends[-1] True -> (N,) int64"""
     stops = np.flatnonzero(ends) + 1
     starts = np.concatenate(([0], stops[:-1]))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from downloads import DownloadError
-from ogbench_utils.datasets import get
-from ogbench_utils.local import can_make, make_local
+from common.download import DownloadError
+from ogbench_utils.datasets import download
+from ogbench_utils.generate.rollout import can_generate, make_local
 from ogbench_utils.names import DATASETS, DIMS, split_name
 from ogbench_utils.reader import read_npz
 
@@ -44,7 +44,7 @@ def table(dataset_dir: Path) -> str:
     for name, facts in DATASETS.items():
         words = split_name(name)
         made = sorted(p.name for p in dataset_dir.glob(f"{words.base}-local-*.npz") if not p.stem.endswith("-val"))
-        local = ", ".join(made) or ("can be made" if can_make(name) else "-")
+        local = ", ".join(made) or ("can be made" if can_generate(name) else "-")
         present = "present" if (dataset_dir / f"{name}.npz").exists() else "-"
         states, actions = DIMS[words.body]
         rows.append(
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
             print(table(args.dataset_dir))
         elif args.verb == "get":
             for part in ("", "-val"):
-                print(get(args.name, args.dataset_dir, part))
+                print(download(args.name, args.dataset_dir, part))
         elif args.verb == "make":
             make_local(args.name, args.episodes, args.seed, args.workers, args.dataset_dir)
         else:

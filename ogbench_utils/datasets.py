@@ -4,8 +4,8 @@ place; or a file of one's own in its layout."""
 import sys
 from pathlib import Path
 
-from downloads import DownloadError, Entry, fetch
-from ogbench_utils.local import can_make, local_file, make_local, usual_episodes
+from common.download import DownloadError, Entry, fetch
+from ogbench_utils.generate.rollout import can_generate, local_file, make_local, usual_episodes
 from ogbench_utils.names import DATASETS, SERVERS, split_name
 from ogbench_utils.reader import Dataset, read_npz
 
@@ -47,9 +47,9 @@ def open_data(cfg) -> Dataset:
     if wants_local or cfg.data == "local":
         return _local(name, folder, cfg.max_trajectories)
     try:
-        return read_npz(get(name, folder), name, cfg.max_trajectories)
+        return read_npz(download(name, folder), name, cfg.max_trajectories)
     except DownloadError as error:
-        if cfg.data == "ogbench" or not can_make(name):
+        if cfg.data == "ogbench" or not can_generate(name):
             raise DownloadError(f"{error}\n{_instead(name)}") from error
         print(f"{_NOTICE.format(name=name, folder=folder)}\n\n{error}\n", file=sys.stderr, flush=True)
         return _local(name, folder, cfg.max_trajectories)
@@ -61,7 +61,7 @@ _NOTICE = """
 this run is a score on LOCAL data and must not be compared with published ones."""
 
 
-def get(name: str, dataset_dir: str | Path = "./datasets", part: str = "", **patience) -> Path:
+def download(name: str, dataset_dir: str | Path = "./datasets", part: str = "", **patience) -> Path:
     """Bring OGBench's own file into `dataset_dir` unless it is there; part: "-val" for the validation episodes.
 
     Its checksum is not published, so what is checked is its length and the archive's own CRC when it is opened.
@@ -81,10 +81,12 @@ def _local(name: str, folder: Path, max_trajectories: int) -> Dataset:
 
 
 def _instead(name: str) -> str:
-    if can_make(name):
+    if can_generate(name):
         return (
             f"Data of the same kind can be rolled out here: --data local, or --dataset {split_name(name).base}-local."
         )
     return (
-        "Local data cannot stand in: " + ", ".join(k for k in DATASETS if can_make(k)) + " are all that is made here."
+        "Local data cannot stand in: "
+        + ", ".join(k for k in DATASETS if can_generate(k))
+        + " are all that is made here."
     )

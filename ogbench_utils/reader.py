@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d4rl_utils.reader import Identity
-from files import alone, sha256_of
-from ogbench_utils.local import made_of
+from common.files import file_lock, sha256_of
+from d4rl_utils.reader import DatasetInfo
+from ogbench_utils.generate.rollout import made_of
 from ogbench_utils.names import DIMS, TOLERANCE, split_name
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Dataset(NamedTuple):
     """Episodes and whose they are."""
 
     episodes: Episodes
-    identity: Identity
+    identity: DatasetInfo
 
 
 def read_npz(path: str | Path, name: str, max_trajectories: int = -1) -> Dataset:
@@ -84,7 +84,7 @@ def read_npz(path: str | Path, name: str, max_trajectories: int = -1) -> Dataset
     rows = int(ends[-1]) + 1
     transitions = rows - len(ends)
     episodes = Episodes(states[:rows], actions[:rows], ends.astype(np.int64))
-    return Dataset(episodes, Identity(found, source, path.name, digest, transitions, len(ends), None))
+    return Dataset(episodes, DatasetInfo(found, source, path.name, digest, transitions, len(ends), None))
 
 
 def tolerance_of(name: str) -> float:
@@ -97,7 +97,7 @@ def _mapped(path: Path) -> tuple[dict[str, np.ndarray], str]:
     stat = path.stat()
     folder = path.parent / ".cache" / f"{path.name}-{stat.st_size:x}-{stat.st_mtime_ns:x}"
     try:
-        with alone(path):
+        with file_lock(path):
             return _from_cache(folder) or _fill_cache(path, folder)
     except OSError as error:
         log.warning("%s: no cache can be kept beside it (%s); every start reads it anew.", path, error)

@@ -17,7 +17,7 @@ its own episodes (`opso_online`), where the encoder is frozen. Data, tasks and p
   5. the proposal lies K = 10 steps ahead (published: 1), but not behind the goal; proposals and actions are weighed by
      the advantage; half of the policy's goals are near
   6. the proposer sees the goal; inverse dynamics does not unless told to (`inverse_goal`): from recorded actions it
-     gains by it, from its own it fails with it. A goal that V puts within K steps is moved to itself. Q judges
+     gains by it, from its own it fails with it. A goal that V puts within K steps is moved to itself. Q values
      candidates (--select q)
   7. V learns from K recorded steps at once (`value_leap`), from Q of near goals alone: one step is worth less than
      V's errors are, and those became short cuts through walls. V begins pessimistic; the learning rate falls to 0
@@ -25,11 +25,9 @@ its own episodes (`opso_online`), where the encoder is frozen. Data, tasks and p
 
 `nets` has the networks, `losses` the losses, `system` the agent of phase 1, `online` that of phase 2, `places` what
 they learn from. Letters: B segments, T trained places, K steps ahead, L = T + K, N = B T, S state, A action, D
-latent. Contract: agent.py.
+latent. Contract: common/interface.py.
 """
 
-from agent import Spec
-from opso.places import data, world
-from opso.system import Memory, Opso
+from opso.agent import GoalMemory, Opso
 
-__all__ = ["Memory", "Opso", "Spec", "data", "world"]
+__all__ = ["GoalMemory", "Opso"]

@@ -47,16 +47,16 @@ def info_nce(anchor: Tensor, positive: Tensor, rows: Tensor, positive_rows: Tens
     return loss / 2
 
 
-def success_error(logit: Tensor, reached: Tensor, pos_weight: Tensor, cfg) -> Tensor:
+def success_loss(logit: Tensor, success: Tensor, pos_weight: Tensor, cfg) -> Tensor:
     """Cross-entropy of "the next state is at the goal", rare ones weighed up; or the focal loss. (N,) -> (N,)"""
     if not cfg.focal:
-        return F.binary_cross_entropy_with_logits(logit, reached, pos_weight=pos_weight, reduction="none")
-    error = F.binary_cross_entropy_with_logits(logit, reached, reduction="none")
+        return F.binary_cross_entropy_with_logits(logit, success, pos_weight=pos_weight, reduction="none")
+    error = F.binary_cross_entropy_with_logits(logit, success, reduction="none")
     return cfg.focal_alpha * (1 - (-error).exp()).pow(cfg.focal_gamma) * error
 
 
-def balance(pos_weight: Tensor, reached: Tensor, mask: Tensor) -> Tensor:
+def update_pos_weight(pos_weight: Tensor, success: Tensor, mask: Tensor) -> Tensor:
     """The running ratio of negatives to positives: 0.99 of the old, 0.01 of this batch's (1 without a positive)."""
-    positive, count = (reached * mask).sum(), mask.sum()
+    positive, count = (success * mask).sum(), mask.sum()
     ratio = torch.where(positive > 0, (count - positive) / positive.clamp_min(1), torch.ones_like(positive))
     return torch.lerp(pos_weight, ratio.clamp(0.1, 100.0), 0.01)

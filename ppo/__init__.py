@@ -5,8 +5,9 @@
 
 The policy is a Gaussian around the offline agent's action, and what it sees is what that agent sees: the window of the
 last K steps, with the returns-to-go that were really asked for. The ratio of probabilities means something only if the
-update evaluates the very distribution that acted. So both call the same `look`, with dropout off and normaliser frozen,
-on windows that the rollout gathers again, and every iteration begins with a proof: the ratio is 1, or the run stops.
+update evaluates the very distribution that acted. So both call the same `forward_window`, with dropout off and
+normaliser frozen, on the windows that the rollout stored, and every iteration begins with a proof: the ratio is 1,
+or the run stops.
 
 What keeps a good policy good, until the value is worth following: a value that learns first, a sigma that starts at the
 policy's distance from the data, KL to the offline policy under a target that loosens, and cloning of the data.
@@ -22,17 +23,17 @@ Where we differ from the usual PPO (CleanRL's):
      `inference` says
 Sigma is calibrated on the data that the policy was trained on; nothing is held out.
 
-  policies    which policy: out of a checkpoint or new, the world it lives in, the data it is cloned from
-  objective   densities, advantages, and what an iteration is
-  learner     the agent
+  policies    which policy: out of a checkpoint or new, the environment it acts in, the data it is cloned from
+  buffer      what an iteration is remembered as
+  losses      densities, advantages, the clipped loss
+  agent       the agent; its iteration is one page
 
 Letters: T steps of an iteration, n environments, B batch, K context, S state, A action, D embedding.
-Contract: agent.py.
+Contract: common/interface.py.
 """
 
-from agent import Spec
-from ppo.learner import PPO
-from ppo.objective import advantages, gaussian_kl, log_density
-from ppo.policies import MLPPolicy, settle, world
+from ppo.agent import PPO
+from ppo.losses import gae, gaussian_kl, gaussian_log_prob
+from ppo.policies import MLPPolicy, make_eval_env, resolve_config
 
-__all__ = ["PPO", "MLPPolicy", "Spec", "advantages", "gaussian_kl", "log_density", "settle", "world"]
+__all__ = ["PPO", "MLPPolicy", "gae", "gaussian_kl", "gaussian_log_prob", "make_eval_env", "resolve_config"]

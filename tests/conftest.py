@@ -13,9 +13,18 @@ sys.path.insert(0, str(ROOT))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; its children would be deaf too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from config import BambaConfig  # noqa: E402
+from config import PRESETS, BambaConfig  # noqa: E402
 
-TINY = dict(d_model=16, d_state=8, headdim=8, n_layers=2, hidden_dim=16, context_length=3, batch_size=8, warmup_steps=2)
+SIZES = dict(
+    d_model=16, d_state=8, headdim=8, n_layers=2, hidden_dim=16, context_length=3, batch_size=8, warmup_steps=2
+)
+TINY = {**PRESETS["bamba"]["upstream"], **SIZES}  # as published: what a test wants of the newer settings, it says
+
+
+def as_flags(settings: dict) -> list[str]:
+    """Settings as a command line has them."""
+    flags = {k: ("--" if v else "--no_") + k if isinstance(v, bool) else f"--{k}={v}" for k, v in settings.items()}
+    return list(flags.values())
 
 
 @pytest.fixture(autouse=True)

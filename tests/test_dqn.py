@@ -13,23 +13,24 @@ import torch
 from conftest import ROOT
 from torch.utils import _pytree as pytree
 
-import discrete
-import records
+import gym_utils as discrete
 import trainer
 import utils
-from config import WORLDS, DQNConfig, parse
-from discrete import grey, make_discrete, open_discrete
-from dqn import DQN, Spec, correction, exploration
-from envs import Envs
-from mamba import Mamba1
-from memory import Step
-from mixers import MIXERS, Mamba, Transformer
-from replay import Sample
-from scan import selective_scan_last, selective_scan_loop
+from common import logger
+from common.interface import EnvSpec
+from common.prioritized_replay import Sample
+from common.rollout import Step
+from common.vector_env import Envs
+from config import ENV_DEFAULTS, DQNConfig, parse
+from dqn import DQN, epsilon, per_beta_at
+from gym_utils import make_discrete, open_discrete, to_gray84
+from networks.last_step_mixers import MIXERS, Mamba, Transformer
+from networks.mamba import Mamba1
+from networks.selective_scan import selective_scan_last, selective_scan_loop
 
 TINY = dict(d_model=16, embed_dim=16, d_state=4, ff_dim=16, context_length=3, batch_size=8, learn_start=8, device="cpu")
-SPEC = Spec(4, 2, False)
-HIGHWAY = DQNConfig(env="highway-fast-v0", **WORLDS["dqn"]["highway-fast-v0"])
+SPEC = EnvSpec(4, 2)
+HIGHWAY = DQNConfig(env="highway-fast-v0", **ENV_DEFAULTS["dqn"]["highway-fast-v0"])
 every = pytest.mark.parametrize("mixer", MIXERS)
 
 
@@ -61,15 +62,15 @@ def batch_of(b: int = 8, k: int = 3, s: int = 4, latent: int = 16, seed: int = 0
 )
 def test_golden_parameter_counts(mixer, highway, lunar):
     count = lambda cfg, spec: sum(p.numel() for p in DQN(cfg, spec).net.parameters())  # noqa: E731
-    assert count(replace(HIGHWAY, mixer=mixer), Spec(25, 5, False)) == highway
-    assert count(DQNConfig(mixer=mixer), Spec(8, 4, False)) == lunar
+    assert count(replace(HIGHWAY, mixer=mixer), EnvSpec(25, 5)) == highway
+    assert count(DQNConfig(mixer=mixer), EnvSpec(8, 4)) == lunar
 
 
 def test_golden_schedules():
     wanted = {0: 1.0, 1: 0.99992929, 7000: 0.505, 14_000: 0.01, 20_000: 0.01}
-    assert all(exploration(HIGHWAY, t) == pytest.approx(e, abs=1e-8) for t, e in wanted.items())
-    assert exploration(DQNConfig(), 100_000) == pytest.approx(0.29285714, abs=1e-8)
-    assert correction(HIGHWAY, 10_000) == pytest.approx(0.7) and correction(HIGHWAY, 10**6) == 1
+    assert all(epsilon(HIGHWAY, t) == pytest.approx(e, abs=1e-8) for t, e in wanted.items())
+    assert epsilon(DQNConfig(), 100_000) == pytest.approx(0.29285714, abs=1e-8)
+    assert per_beta_at(HIGHWAY, 10_000) == pytest.approx(0.7) and per_beta_at(HIGHWAY, 10**6) == 1
 
 
 def test_an_environment_brings_its_numbers_and_flags_win():
@@ -129,10 +130,10 @@ def test_the_compiled_mixer_is_the_eager_one(kind, close):
 
 def test_one_layer_read_last_needs_no_causal_mask():
     mixer, e = Transformer(DQNConfig(context_length=6, d_model=32)).double(), torch.randn(3, 6, 32).double()
-    mixer.place.data.normal_()
+    mixer.pos_embedding.data.normal_()
     mask = torch.nn.Transformer.generate_square_subsequent_mask(6, dtype=torch.float64)
     for how in ({}, {"src_mask": mask, "is_causal": True}):
-        torch.testing.assert_close(mixer(e), mixer.layer(e + mixer.place, **how)[:, -1], rtol=0, atol=1e-12)
+        torch.testing.assert_close(mixer(e), mixer.layer(e + mixer.pos_embedding, **how)[:, -1], rtol=0, atol=1e-12)
 
 
 # -- targets and updates -------------------------------------------------------------------------
@@ -144,7 +145,7 @@ def test_targets_by_hand():
     agent = DQN(tiny(mixer="none", gamma=0.5), SPEC)
     with torch.no_grad():
         agent.net.head.bias += torch.tensor([3.0, 0.0])  # the network and its target differ
-    q = agent.slow(b.next_states)[0]
+    q = agent.target_net(b.next_states)[0]
     assert torch.allclose(agent.target(b), b.reward + 0.5 * (1 - b.terminated) * q.amax(1))
     agent.cfg = replace(agent.cfg, truncation="terminal")
     assert torch.allclose(agent.target(b), b.reward + 0.5 * (1 - b.terminated) * (1 - b.truncated) * q.amax(1))
@@ -160,7 +161,7 @@ def test_the_loss_is_hubers_by_weight():
     b = b._replace(
         reward=q + torch.tensor([0.5, 1, 3, -3, 0, 0, 0, 0]), weight=torch.tensor([1, 1, 1, 0.5, 1, 1, 1, 1])
     )
-    loss, said = agent.losses(b)
+    loss, said = agent.losses(b, "none", None)
     assert loss.item() == pytest.approx((0.125 + 0.5 + 2.5 + 0.5 * 2.5) / 8, rel=1e-5)
     assert said["loss/td_unweighted"].item() == pytest.approx((0.125 + 0.5 + 2.5 + 2.5) / 8, rel=1e-5)
 
@@ -173,7 +174,7 @@ def test_without_a_future_q_is_the_reward(mixer):
     assert losses[-1] < losses[0] / 50
 
 
-def told(agent: DQN, steps: int, n: int = 1, seed: int = 0) -> None:
+def feed(agent: DQN, steps: int, n: int = 1, seed: int = 0) -> None:
     """Act and learn in random numbers."""
     g, memory = torch.Generator().manual_seed(seed), agent.reset(n)
     state = torch.randn(n, 4, generator=g)
@@ -181,8 +182,8 @@ def told(agent: DQN, steps: int, n: int = 1, seed: int = 0) -> None:
         action, memory = agent.act(state, torch.zeros(n), memory, explore=True)
         after, over = torch.randn(n, 4, generator=g), torch.rand(2, n, generator=g) < 0.1
         agent.observe(Step(state, action, torch.randn(n, generator=g), after, *over))
-        memory, state = agent.restart(memory, over.any(0)), after
-        for batch in agent.lessons():
+        memory, state = agent.reset_where(memory, over.any(0)), after
+        for batch in agent.minibatches():
             agent.update(batch)
 
 
@@ -190,28 +191,28 @@ def told(agent: DQN, steps: int, n: int = 1, seed: int = 0) -> None:
 def test_updates_and_copies_keep_their_cadence(n):
     """The ratio of updates to environment steps does not depend on the number of environments."""
     agent = DQN(tiny(mixer="none", learn_start=30, train_every=2, num_updates=3, target_every=45), SPEC)
-    agent.gather(n, 0)
-    told(agent, 90 // n - 1, n)
-    before = [p.clone() for p in agent.slow.net.parameters()]
+    agent.init_buffer(n, 0)
+    feed(agent, 90 // n - 1, n)
+    before = [p.clone() for p in agent.target_net.net.parameters()]
     live = list(agent.net.parameters())
     assert agent.updates == 3 * ((90 - n) // 2 - 29 // 2) and not torch.equal(before[0], live[0])
-    told(agent, 1, n)
-    assert all(torch.equal(a, b) for a, b in zip(agent.slow.net.parameters(), live)) and agent.steps == 90
+    feed(agent, 1, n)
+    assert all(torch.equal(a, b) for a, b in zip(agent.target_net.net.parameters(), live)) and agent.steps == 90
 
 
 def test_the_uniform_loss_looks_at_all_alike_and_learns_nothing():
     agent = DQN(tiny(mixer="none", batch_size=64), SPEC)
-    agent.gather(2, 0)
-    told(agent, 9, 2)
-    assert "loss/td_uniform" not in agent.status()  # nothing is learned yet
+    agent.init_buffer(2, 0)
+    feed(agent, 9, 2)
+    assert "loss/td_uniform" not in agent.schedule_metrics()  # nothing is learned yet
     agent.updates, net = 1, [p.clone() for p in agent.net.parameters()]
-    agent.experience.reprioritise(torch.arange(2), torch.full((2,), 1e6))  # as good as nothing else would be drawn
-    slots = torch.arange(2)[:, None] * agent.experience.each + torch.arange(9)
-    b = agent.experience.at(slots.flatten(), torch.ones(18))
+    agent.buffer.update_priorities(torch.arange(2), torch.full((2,), 1e6))  # as good as nothing else would be drawn
+    slots = torch.arange(2)[:, None] * agent.buffer.slots_per_env + torch.arange(9)
+    b = agent.buffer.get(slots.flatten(), torch.ones(18))
     each = torch.nn.functional.smooth_l1_loss(
         agent.net(b.states)[0].gather(1, b.action[:, None])[:, 0], agent.target(b), reduction="none"
     )
-    mean = np.mean([agent.status()["loss/td_uniform"] for _ in range(60)])
+    mean = np.mean([agent.schedule_metrics()["loss/td_uniform"] for _ in range(60)])
     assert mean == pytest.approx(each.mean().item(), abs=5 * each.std().item() / 60)
     assert all(torch.equal(a, b) for a, b in zip(agent.net.parameters(), net))
 
@@ -223,14 +224,14 @@ def test_modes_of_the_stored_latents(latent):
     for mode in ("off", latent):
         torch.manual_seed(0)
         agent = DQN(tiny(latent=mode, drift_coef=1.0, learning_rate=1e-2, learn_start=10), SPEC)
-        agent.gather(1, 0)
-        told(agent, 9)
+        agent.init_buffer(1, 0)
+        feed(agent, 9)
         if mode != "off":
-            b = agent.experience.at(torch.arange(9), torch.ones(9))
+            b = agent.buffer.get(torch.arange(9), torch.ones(9))
             torch.testing.assert_close(b.latent, agent.net(b.states)[1].detach(), rtol=0, atol=1e-6)
-        told(agent, 20)
+        feed(agent, 20)
         nets[mode] = torch.cat([p.flatten() for p in agent.net.parameters()]).detach()
-        said = agent.update(agent.experience.sample(8, 1.0))
+        said = agent.update(agent.buffer.sample(8, 1.0))
         assert ("latent/drift" in said) == (mode in ("refresh", "drift"))
     assert torch.equal(nets["off"], nets[latent]) == (latent != "drift")
 
@@ -248,8 +249,8 @@ def test_what_memory_is_for(mixer):
     """A cue is shown in the first of four steps and asked for in the last: a window answers, one frame cannot."""
     torch.manual_seed(0)
     cfg = tiny(mixer=mixer, d_model=32, embed_dim=32, d_state=8, context_length=4, batch_size=64, gamma=0.9)
-    agent = DQN(replace(cfg, learning_rate=1e-3, weight_decay=0.0, per_alpha=0.0, target_every=50), Spec(2, 2, False))
-    agent.gather(500, 0)
+    agent = DQN(replace(cfg, learning_rate=1e-3, weight_decay=0.0, per_alpha=0.0, target_every=50), EnvSpec(2, 2))
+    agent.init_buffer(500, 0)
     cue = torch.randint(2, (500,)) * 2.0 - 1
     frames = [torch.stack([cue * (k == 0), torch.full((500,), k / 3)], 1) for k in range(4)] + [torch.zeros(500, 2)]
     memory, none = agent.reset(500), torch.zeros(500, dtype=torch.bool)
@@ -259,9 +260,9 @@ def test_what_memory_is_for(mixer):
         reward = ((action == (cue > 0)) * (k == 3)).float()
         agent.observe(Step(frames[k], action, reward, frames[k + 1], none | (k == 3), none))
     for i in range(150):
-        agent.update(agent.experience.sample(64, 0.0))
+        agent.update(agent.buffer.sample(64, 0.0))
         if i % 50 == 49:
-            agent.slow.follow(agent.net, 1.0)
+            agent.target_net.polyak_update(agent.net, 1.0)
     memory = agent.reset(500)
     for k in range(4):
         action, memory = agent.act(frames[k], torch.zeros(500), memory)
@@ -358,22 +359,22 @@ def test_odd_observations_become_flat_float32():
 def test_images_become_small_and_grey_and_the_network_has_the_published_size():
     image = np.zeros((210, 160, 3), np.uint8)
     image[:105] = (255, 0, 0)
-    small = grey(image).reshape(84, 84)
+    small = to_gray84(image).reshape(84, 84)
     assert small.dtype == np.uint8 and (small[:41] == 76).all() and (small[43:] == 0).all()
-    cfg = DQNConfig(env="ALE/Pong-v5", **{**WORLDS["dqn"]["ALE/Pong-v5"], "buffer_size": 64, "batch_size": 2})
-    agent = DQN(cfg, Spec(84 * 84, 6, True))
+    cfg = DQNConfig(env="ALE/Pong-v5", **{**ENV_DEFAULTS["dqn"]["ALE/Pong-v5"], "buffer_size": 64, "batch_size": 2})
+    agent = DQN(cfg, EnvSpec(84 * 84, 6, image=True))
     assert sum(p.numel() for p in agent.net.parameters()) == 635_942
-    agent.gather(1, 0)
-    assert agent.experience.frames.dtype == torch.uint8
-    action, memory = agent.act(torch.from_numpy(grey(image))[None], torch.zeros(1), agent.reset(1))
-    state = torch.from_numpy(grey(image))[None]
+    agent.init_buffer(1, 0)
+    assert agent.buffer.frames.dtype == torch.uint8
+    action, memory = agent.act(torch.from_numpy(to_gray84(image))[None], torch.zeros(1), agent.reset(1))
+    state = torch.from_numpy(to_gray84(image))[None]
     agent.observe(Step(state, action, torch.zeros(1), state, *torch.zeros(2, 1, dtype=torch.bool)))
-    assert agent.update(agent.experience.sample(2, 1.0))["loss/td"].isfinite()
+    assert agent.update(agent.buffer.sample(2, 1.0))["loss/td"].isfinite()
 
 
 def test_pong_is_seen_learned_and_resumed(tmp_path, monkeypatch):
     pytest.importorskip("ale_py")
-    monkeypatch.setitem(discrete.TRIVIAL, "ALE/Pong-v5", {"random": -20.7})
+    monkeypatch.setitem(discrete.BASELINE_RETURNS, "ALE/Pong-v5", {"random": -20.7})
     made = make_discrete("ALE/Pong-v5", True)
     seen, _ = made.reset(seed=0)
     assert seen.shape == (84 * 84,) and seen.dtype == np.uint8 and 20 < seen.mean() < 200
@@ -401,7 +402,7 @@ def only_run(out):
 
 def rows_of(folder) -> list[dict]:
     passing = ("seconds", "updates_per_s", "steps_per_s")
-    return [{k: v for k, v in r.items() if k not in passing} for r in records.read_log(folder / "log.jsonl")]
+    return [{k: v for k, v in r.items() if k not in passing} for r in logger.read_log(folder / "log.jsonl")]
 
 
 def lands(state: torch.Tensor) -> torch.Tensor:
@@ -426,7 +427,7 @@ def test_the_judge_gives_known_policies_what_they_are_worth(env, policy, episode
     """The lander's controller solves its task; who always brakes on the highway earns the published best of 21."""
     place = open_discrete(env, False)
     known = type("Known", (DQN,), {"act": lambda self, state, reward, memory: (policy(state), memory)})
-    agent = known(tiny(mixer="none"), Spec(place.state, place.actions, False))
+    agent = known(tiny(mixer="none"), EnvSpec(place.state, place.actions))
     row = utils.summary(utils.evaluate(agent, place.make, episodes, 0, outcome=place.outcome), None)
     assert low < row["eval/return_mean"] < high and row["eval/episodes"] == episodes
     assert row[f"eval/{outcome}"] >= 0.8 if outcome == "landed" else row[f"eval/{outcome}"] <= 0.1
@@ -435,11 +436,11 @@ def test_the_judge_gives_known_policies_what_they_are_worth(env, policy, episode
 
 
 @every
-def test_every_mixer_trains_and_is_judged(mixer, tmp_path, capsys):
+def test_every_mixer_trains_and_is_evaluated(mixer, tmp_path, capsys):
     assert trainer.main(flags(tmp_path, env="CartPole-v1", mixer=mixer, eval_every=150, num_eval_episodes=2)) == 0
     folder = only_run(tmp_path)
     said, rows = capsys.readouterr().out, rows_of(folder)
-    assert "trivial     random" in said and "actions     0 " in said and (folder / "training_curves.png").exists()
+    assert "baseline    random" in said and "actions     0 " in said and (folder / "training_curves.png").exists()
     assert [r["env_step"] for r in rows if "loss/td" in r] == [50, 100, 150, 200, 250, 300]
     assert [r["env_step"] for r in rows if "eval/return_mean" in r] == [150, 300] and rows[-1]["eval/episodes"] == 2
     assert sum(r.get("episode/length", 0) for r in rows) <= 300 and rows[-2]["updates"] == 261
@@ -449,20 +450,20 @@ def test_every_mixer_trains_and_is_judged(mixer, tmp_path, capsys):
     assert "learned in CartPole-v1, 300 environment steps" in said and "always 1" in said
     record = json.loads(out.read_text())
     shares = [record["eval/action_0"], record["eval/action_1"]]
-    assert sum(shares) == pytest.approx(1) and len(record["returns"]) == 3 and record["trivial"]
+    assert sum(shares) == pytest.approx(1) and len(record["returns"]) == 3 and record["baseline_returns"]
 
 
 def test_a_checkpoint_that_was_kept_to_be_judged_cannot_be_resumed(tmp_path, capsys):
     trainer.main(flags(tmp_path, env="CartPole-v1", mixer="none", env_steps=60))
     with pytest.raises(SystemExit):
         trainer.main(["--resume", str(only_run(tmp_path) / "best_checkpoint.pt")])
-    assert "kept to be judged" in capsys.readouterr().err
+    assert "kept to be evaluated" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "more, words",
     [
-        ({"context_length": 0}, "take 1 or more"),
+        ({"context_length": 0}, "take at least 1"),
         ({"buffer_size": 4}, "never holds a batch"),
         ({"learn_start": 400}, "nothing would be learned"),
         ({"mixer": "transformer", "n_heads": 3}, "multiple of n_heads"),
@@ -518,7 +519,7 @@ def test_killed_and_resumed_an_online_run_keeps_its_bits(env, more, tmp_path):
     assert trainer.main(["--resume", str(folder)]) == 0
     one, other = utils.read_checkpoint(only_run(tmp_path / "calm")), utils.read_checkpoint(folder)
     assert one["steps"] == other["steps"]
-    for key in ("agent", "optimisers", "run"):
+    for key in ("agent", "optimizer", "run"):
         for a, b in zip(*(pytree.tree_leaves(part[key]) for part in (one, other)), strict=True):
             assert torch.equal(a, b) if torch.is_tensor(a) else a == b
     assert rows_of(only_run(tmp_path / "calm"))[1:] == rows_of(folder)[1:]

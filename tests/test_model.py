@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from model import Attention, AttentionPool, Block, Encoder, Normaliser, RoPE, Trunk, TwinQ, dropout_bits
+from model import Attention, AttentionPool, Block, Encoder, Normalizer, RoPE, Trunk, TwinQ, dropout_mask_bits
 
 
 def test_rope_keeps_lengths_and_sees_only_distances():
@@ -43,7 +43,7 @@ def test_pool_is_a_weighted_mean():
 
 
 def test_normaliser_travels_and_survives_a_constant():
-    normal = Normaliser(2)
+    normal = Normalizer(2)
     normal.fit(torch.tensor([[0.0, 5.0], [2.0, 5.0]]))
     assert set(normal.state_dict()) == {"mean", "std"} and torch.isfinite(normal(torch.ones(3, 2))).all()
 
@@ -51,7 +51,7 @@ def test_normaliser_travels_and_survives_a_constant():
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"context_length": 0}, "take 1 or more"),
+        ({"context_length": 0}, "take at least 1"),
         ({"n_layers": 0}, "at least 1"),
         ({"drop_p": 1.0}, "less than 1"),
         ({"headdim": 7}, "headdim"),
@@ -60,18 +60,18 @@ def test_normaliser_travels_and_survives_a_constant():
 )
 def test_impossible_encoders_are_refused_in_words(tiny, change, words):
     with pytest.raises(ValueError, match=words):
-        Encoder(tiny(**change), 4)
+        Encoder(tiny(**change), 4, 3)
 
 
 def test_encoder_shapes_dropout_and_state_dict(tiny):
-    encoder = Encoder(tiny(drop_p=0.5), 4)
+    encoder = Encoder(tiny(drop_p=0.5), 4, 3)
     states, keys = torch.randn(6, 3, 4), set(encoder.state_dict())
     assert encoder(states).shape == (6, 16)
-    one, other = encoder.draw_bits(states), encoder.draw_bits(states)
+    one, other = encoder.draw_mask_bits(states), encoder.draw_mask_bits(states)
     assert not torch.equal(encoder(states, one), encoder(states, other))
     assert torch.equal(encoder(states, one), encoder(states, one))
     assert torch.equal(encoder(states), encoder(states))
-    assert encoder.eval().draw_bits(states) is None
+    assert encoder.eval().draw_mask_bits(states) is None
     assert set(encoder.state_dict()) == keys
     shuffled = encoder(states.flip(1))
     assert not torch.allclose(shuffled, encoder(states))  # order matters
@@ -86,16 +86,16 @@ def test_critics_are_two():
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_dropout_drops_its_share_and_keeps_the_mean(p):
     block, x = Block(torch.nn.Identity(), 101, p), torch.randn(50, 7, 101)
-    bits = dropout_bits(3, x)
+    bits = dropout_mask_bits(3, x)
     y, kept = block.norm(x), block(x, bits[0]) - x
     dropped = kept == 0
     assert bits.shape == (3, *x.shape) and not torch.equal(bits[0], bits[1])
     assert dropped.float().mean().item() == pytest.approx(p, abs=0.01)
     torch.testing.assert_close(kept, torch.where(dropped, 0.0, y / (1 - p)), atol=1e-5, rtol=1e-4)
     torch.manual_seed(0)
-    again = dropout_bits(3, x)
+    again = dropout_mask_bits(3, x)
     torch.manual_seed(0)
-    assert torch.equal(again, dropout_bits(3, x))
+    assert torch.equal(again, dropout_mask_bits(3, x))
 
 
 def test_attention_is_pytorchs_and_its_dropout_only_trains():
@@ -116,14 +116,14 @@ def test_attention_is_pytorchs_and_its_dropout_only_trains():
 def test_trunk_refuses_and_drops_only_in_training():
     trunk, x = Trunk([Attention(8, 1), torch.nn.Linear(8, 8)], 8, torch.nn.RMSNorm, 0.5), torch.randn(2, 5, 8)
     assert not torch.equal(trunk(x), trunk(x)) and torch.equal(trunk.eval()(x), trunk(x))
-    assert trunk.start(2) == ((), ())
+    assert trunk.init_state(2) == ((), ())
     with pytest.raises(ValueError, match="at least 1"):
         Trunk([], 8, torch.nn.RMSNorm, 0.1)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
 def test_a_copy_of_a_compiled_encoder_computes_with_its_own_weights(tiny):
-    encoder = Encoder(tiny(compile=True, n_layers=1), 4).eval()
+    encoder = Encoder(tiny(compile=True, n_layers=1), 4, 3).eval()
     states = torch.randn(6, 3, 4)
     with torch.no_grad():
         before = encoder(states)

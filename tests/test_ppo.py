@@ -12,20 +12,20 @@ import torch
 from conftest import TINY
 from torch.utils import _pytree as pytree
 
-import agent as bamba
-import decision
-import records
+import decision_transformer as decision
 import trainer
 import utils
+from common import logger
+from common.interface import EnvSpec
+from common.optim import RunningMeanStd
+from common.vector_env import Envs
 from config import CONFIGS, PPOConfig, parse
-from envs import Envs
-from learn import Moments
-from memory import Rollout, Turn
-from ppo import PPO, Spec, advantages, gaussian_kl, log_density, settle
+from ppo import PPO, gae, gaussian_kl, gaussian_log_prob, resolve_config
+from ppo.buffer import OpenStep, RolloutBuffer, RolloutStep
 
 TINY_TOKENS = dict(d_model=16, n_layers=1, context_length=4, max_ep_len=50, target_return=30.0)
 SIZES = dict(n_steps=16, num_envs=2, batch_size=8, epochs=2, env_steps=4096, value_dim=16, device="cpu")
-SYSTEMS = ("dt", "dmamba", "dm", "bamba")
+AGENTS = ("dt", "dmamba", "dm", "bamba")
 
 
 class Slope:
@@ -56,18 +56,17 @@ class Slope:
         pass
 
 
-def spec_of(state=11, action=3) -> Spec:
-    return Spec(state, action, (-1.0,) * action, (1.0,) * action)
+def spec_of(state=11, action=3) -> EnvSpec:
+    return EnvSpec(state, action, (-1.0,) * action, (1.0,) * action)
 
 
 def kept(system: str, path, file, **changes) -> str:
     """An untrained offline agent with its data's statistics, saved as the trainer does."""
     sizes = {k: v for k, v in TINY.items() if k != "warmup_steps"} if system == "bamba" else TINY_TOKENS
     cfg = CONFIGS[system](**{**sizes, "dataset": str(file), "device": "cpu", **changes})
-    module = bamba if system == "bamba" else decision
-    sampler, identity = module.data(cfg, "cpu", 0)
-    offline = utils.system_of(system)[1](cfg, spec_of(), "cpu")
-    offline.prepare(sampler)
+    sampler, identity = utils.agent_of(system).open_data(cfg, "cpu", 0)
+    offline = utils.agent_of(system)(cfg, spec_of(), "cpu")
+    offline.fit_normalizer(sampler)
     utils.save(path, offline, {"data": asdict(identity)})
     return str(path)
 
@@ -79,10 +78,10 @@ def checkpoint(hopper_file, tmp_path):
 
 def begin(spec=None, make=Slope, **changes) -> tuple[PPO, Envs, list]:
     """A fresh agent, its environments, and a list that holds its memory."""
-    cfg = settle(PPOConfig(**{**SIZES, **changes}))
+    cfg = resolve_config(PPOConfig(**{**SIZES, **changes}))
     agent = PPO(cfg, spec or spec_of(), "cpu")
-    agent.gather(cfg.num_envs, 0)
-    agent.prepare(agent.experience)
+    agent.init_buffer(cfg.num_envs, 0)
+    agent.load_pretrained()
     agent.train()
     return agent, Envs(make, cfg.num_envs, 0), [agent.reset(cfg.num_envs)]
 
@@ -93,7 +92,7 @@ def act(agent: PPO, envs: Envs, memory: list):
     step, ended = envs.step(action)
     agent.observe(step)
     if ended:
-        memory[0] = agent.restart(memory[0], step.terminated | step.truncated)
+        memory[0] = agent.reset_where(memory[0], step.terminated | step.truncated)
     return step, [e.total for e in ended]
 
 
@@ -102,7 +101,7 @@ def practise(agent: PPO, envs: Envs, memory: list, steps: int) -> list[dict]:
     said = []
     for _ in range(steps):
         act(agent, envs, memory)
-        said += [agent.update(lesson) for lesson in agent.lessons()]
+        said += [agent.update(batch) for batch in agent.minibatches()]
     return said
 
 
@@ -112,10 +111,10 @@ def practise(agent: PPO, envs: Envs, memory: list, steps: int) -> list[dict]:
 def test_advantages_are_the_sums_that_define_them():
     """P3: deaths, time limits with and without something behind them, and the rollout's own cut."""
     T, n, gamma, lam = 40, 3, 0.9, 0.8
-    reward, value, after = (torch.randn(T, n, dtype=torch.float64) for _ in range(3))
-    over = torch.rand(T, n) < 0.15
-    after = torch.where(over & (torch.rand(T, n) < 0.5), 0.0, after)
-    follows = torch.where(over, after, torch.cat([value[1:], after[-1:]]))
+    reward, value, bootstrap_value = (torch.randn(T, n, dtype=torch.float64) for _ in range(3))
+    done = torch.rand(T, n) < 0.15
+    bootstrap_value = torch.where(done & (torch.rand(T, n) < 0.5), 0.0, bootstrap_value)
+    follows = torch.where(done, bootstrap_value, torch.cat([value[1:], bootstrap_value[-1:]]))
     want = torch.zeros_like(value)
     for j in range(n):
         for i in range(T):
@@ -123,9 +122,9 @@ def test_advantages_are_the_sums_that_define_them():
             for k in range(i, T):
                 want[i, j] += weight * (reward[k, j] + gamma * follows[k, j] - value[k, j])
                 weight *= gamma * lam
-                if over[k, j]:
+                if done[k, j]:
                     break
-    torch.testing.assert_close(advantages(reward, value, over, after, gamma, lam), want)
+    torch.testing.assert_close(gae(reward, value, done, bootstrap_value, gamma, lam), want)
 
 
 def test_divergence_is_zero_at_home_and_what_sampling_says():
@@ -135,13 +134,13 @@ def test_divergence_is_zero_at_home_and_what_sampling_says():
     assert gaussian_kl(mean, log_std, mean, log_std).abs().max() == 0
     x = mean + log_std.exp() * torch.randn(400_000, 3, dtype=torch.float64)
     theirs = torch.distributions.Normal(mean, log_std.exp()).log_prob(x).sum(-1)
-    torch.testing.assert_close(log_density(x, mean, log_std), theirs)
-    sampled = (log_density(x, mean, log_std) - log_density(x, other, log_std_o)).mean()
+    torch.testing.assert_close(gaussian_log_prob(x, mean, log_std), theirs)
+    sampled = (gaussian_log_prob(x, mean, log_std) - gaussian_log_prob(x, other, log_std_o)).mean()
     assert abs(sampled / gaussian_kl(mean, log_std, other, log_std_o).item() - 1) < 0.02
 
 
 def test_running_moments_are_those_of_all_rows():
-    rows, moments = torch.randn(500, 3) * 7 + 40, Moments(3)
+    rows, moments = torch.randn(500, 3) * 7 + 40, RunningMeanStd(3)
     for part in rows.split([1, 99, 400]):
         moments.add(part)
     torch.testing.assert_close(moments.mean, rows.mean(0))
@@ -151,91 +150,87 @@ def test_running_moments_are_those_of_all_rows():
 # -- the rollout ---------------------------------------------------------------------------------
 
 
-def test_windows_of_a_rollout_never_cross_an_episode():
-    """P4 on a clock: every turn carries its episode's number and its step, and windows hold both."""
-    k, steps, lengths = 5, 6, (3, 7)
-    turn = lambda t, episode: Turn(  # noqa: E731
-        (torch.stack([episode, t], 1).float(),), t, *(torch.zeros(2, 1),) * 2, *(torch.zeros(2),) * 2, t < 0, t * 0.0
-    )
-    rollout, t, episode = (
-        Rollout(steps, k, turn(torch.zeros(2).long(), torch.zeros(2).long())),
-        torch.zeros(2).long(),
-        torch.zeros(2).long(),
-    )
-    for _ in range(5):
-        for _ in range(steps):
-            rollout.add(turn(t, episode))
-            over = t + 1 == torch.tensor(lengths)
-            t, episode = torch.where(over, 0, t + 1), episode + over
-        with pytest.raises(ValueError, match="holds its 6 turns"):
-            rollout.add(turn(t, episode))
-        (windows,), flat = (
-            rollout.views(torch.arange(2 * steps)),
-            pytree.tree_map(lambda x: x.flatten(0, 1), rollout.now()),
-        )
-        own, when = flat.trace[0].unbind(1)
-        assert torch.equal(windows[:, -1], flat.trace[0])
-        assert (windows[:, :, 0] == own[:, None]).all()  # of one episode
-        assert torch.equal(windows[:, :, 1], (when[:, None] - torch.arange(k - 1, -1, -1)).clamp_min(0))
-        rollout.turn_over()
+def test_a_buffer_keeps_what_was_acted_on_and_refuses_more():
+    """P4 on a clock: every window holds its place in the rollout; the step of an episode starts anew where it ends."""
+    steps, n, k = 6, 2, 5
+    view = lambda i: (torch.full((n, k, 1), float(i)),)  # noqa: E731
+    one = torch.zeros(n)
+    like = RolloutStep(view(0), one.long(), one[:, None], one[:, None], one, one, one.bool(), one)
+    buffer = RolloutBuffer(steps, like, None)
+    for rollout in range(2):
+        for i in range(steps):
+            buffer.begin_step(OpenStep(None, view(i), one[:, None] + i, one))
+            buffer.end_step(one[:, None], one + i, torch.tensor([i % 3 == 2, False]), one)
+        assert buffer.full and buffer.open is None
+        assert torch.equal(buffer.flat().view[0][:, 0, 0], torch.arange(6.0).repeat_interleave(n))
+        assert buffer.rows.t.T.tolist() == [[0, 1, 2, 0, 1, 2], [steps * rollout + i for i in range(6)]]
+        with pytest.raises(ValueError, match="holds its 6 steps"):
+            buffer.begin_step(OpenStep(None, view(0), one[:, None], one))
+        twin = RolloutBuffer(steps, like, None)
+        twin.load_state_dict(buffer.state_dict())
+        assert all(torch.equal(a, b) for a, b in zip(*(pytree.tree_leaves(x.rows) for x in (buffer, twin))))
+        assert twin.full and torch.equal(twin.t, buffer.t)
+        buffer.clear()
+    with pytest.raises(ValueError, match="an older version stopped"):
+        buffer.load_state_dict({"rollout": {}, "t": one, "discounted": one, "data": None})
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", AGENTS)
 def test_what_is_learned_from_is_what_was_acted_on(system, checkpoint):
-    """P1 and P4: gathered windows hold the very tokens, and the ratio is one, after learning too."""
+    """P1 and P4: stored windows hold the very tokens, and the ratio is one, after learning too."""
     agent, envs, memory = begin(
         init=checkpoint(system), value_warmup=1, warm_enough=1.0, target_kl=0.0, lr_encoder=1e-3
     )
     for iteration in range(3):
-        seen = []
+        seen, before = [], []
         for _ in range(16):
+            state, reward, old = envs.state, envs.reward, memory[0]
+            seen.append(agent.policy.window(agent.policy.observe_state(state, reward, old)))
+            before.append(agent.buffer.t.clone())
             act(agent, envs, memory)
-            seen.append(pytree.tree_map(torch.clone, (agent.acted[0], agent.experience.rollout.now().t)))
-        rollout = agent.experience.rollout
-        for i, (past, t) in enumerate(seen):
-            views = rollout.views(torch.arange(2 * i, 2 * i + 2))
-            fed = (past.rtg, past.states, past.actions) if system != "bamba" else agent.policy.view(past)
-            for env in range(2):
-                real = min(int(t[i, env]) + 1, 4) if system != "bamba" else past.states.shape[1]
-                for theirs, mine in zip(fed, views):
-                    assert torch.equal(theirs[env, -real:], mine[env, -real:])
-        said = [agent.update(lesson) for lesson in agent.lessons()]
+        for i, (fed, t) in enumerate(zip(seen, before)):
+            assert torch.equal(agent.buffer.rows.t[i], t)
+            for theirs, mine in zip(fed, agent.buffer.rows.view):
+                assert torch.equal(theirs, mine[i])
+        said = [agent.update(batch) for batch in agent.minibatches()]
         assert len(said) == 8 and all(m["policy/ratio_off"] < 1e-4 for m in said)
         moved = [m["policy/kl"] for m in said if "policy/kl" in m]
         assert len(moved) == (0 if iteration == 0 else 8) and (not moved or max(moved) > 1e-6)  # it did learn
 
 
 @pytest.mark.parametrize("lie", ["window", "dropout", "moved"])
-def test_a_policy_that_is_not_the_one_that_acted_is_found_out(lie, checkpoint, monkeypatch):
+def test_a_policy_that_is_not_the_one_that_acted_is_found_out(lie, checkpoint):
     agent, envs, memory = begin(init=checkpoint("dmamba", drop_p=0.5))
-    if lie == "window":
-        views = Rollout.views
-        monkeypatch.setattr(Rollout, "views", lambda self, places: tuple(x.roll(1, 1) for x in views(self, places)))
     for _ in range(16):
         act(agent, envs, memory)
+    if lie == "window":
+        for x in agent.buffer.rows.view:
+            x.copy_(x.roll(1, 2))
     if lie == "dropout":
         agent.policy.train()
     if lie == "moved":
         with torch.no_grad():
             agent.log_std += 0.01
     with pytest.raises(FloatingPointError, match="not the one that acted"):
-        next(agent.lessons())
+        next(agent.minibatches())
 
 
 @pytest.mark.parametrize(
-    "truncation, system, alive",
+    "truncation, system, bootstraps",
     [("auto", "dt", False), ("auto", "bamba", True), ("bootstrap", "dt", True), ("terminal", "bamba", False)],
 )
-def test_what_follows_a_time_limit(truncation, system, alive, checkpoint):
+def test_what_follows_a_time_limit(truncation, system, bootstraps, checkpoint):
     """Deaths are worth nothing; limits too, where the policy sees them come; the rollout's own cut always goes on."""
     agent, envs, memory = begin(init=checkpoint(system), truncation=truncation, sigma=0.3, n_steps=32, num_envs=4)
     limits, deaths = 0, 0
     for i in range(32):
         step, _ = act(agent, envs, memory)
-        now = agent.experience.rollout.now()
-        assert (now.after[i][step.terminated] == 0).all() and torch.equal(now.over[i], step.terminated | step.truncated)
-        assert bool((now.after[i][step.truncated] != 0).all()) == alive or not step.truncated.any()
-        assert i < 31 or (now.after[i][~now.over[i]] != 0).all()
+        now = agent.buffer.rows
+        assert (now.bootstrap_value[i][step.terminated] == 0).all() and torch.equal(
+            now.done[i], step.terminated | step.truncated
+        )
+        assert bool((now.bootstrap_value[i][step.truncated] != 0).all()) == bootstraps or not step.truncated.any()
+        assert i < 31 or (now.bootstrap_value[i][~now.done[i]] != 0).all()
         limits, deaths = limits + step.truncated.sum(), deaths + step.terminated.sum()
     assert limits > 2
 
@@ -246,13 +241,15 @@ def test_the_value_behind_a_rollout_is_that_of_the_next_window(checkpoint):
     for _ in range(4):
         for _ in range(4):
             act(agent, envs, memory)
-        now, t = agent.experience.rollout.now(), agent.experience.t
-        z = agent.look(agent.policy.view(agent.policy.see(envs.state, envs.reward, memory[0])), t)[1]
-        value = agent.value(agent.sights(z, envs.state, t)).squeeze(-1)
-        goes_on = ~now.over[-1]
-        torch.testing.assert_close(now.after[-1][goes_on], value[goes_on])
+        now, t = agent.buffer.rows, agent.buffer.t
+        z = agent.forward_window(
+            agent.policy.window(agent.policy.observe_state(envs.state, envs.reward, memory[0])), t
+        )[1]
+        value = agent.value(agent.value_input(z, envs.state, t)).squeeze(-1)
+        goes_on = ~now.done[-1]
+        torch.testing.assert_close(now.bootstrap_value[-1][goes_on], value[goes_on])
         compared += goes_on.sum()
-        for _ in agent.lessons():  # makes room
+        for _ in agent.minibatches():  # makes room
             pass
     assert compared > 4
 
@@ -261,15 +258,17 @@ def test_an_abandoned_episode_ends_where_it_is(checkpoint):
     agent, envs, memory = begin(init=checkpoint())
     for _ in range(5):
         act(agent, envs, memory)
-    agent.forsake(torch.tensor([True, False]))
-    now = agent.experience.rollout.now()
-    assert now.over[4].tolist() == [True, False] and now.after[4, 0] != 0 and agent.experience.t.tolist() == [0, 5]
+    agent.on_env_reset(torch.tensor([True, False]))
+    now = agent.buffer.rows
+    assert (
+        now.done[4].tolist() == [True, False] and now.bootstrap_value[4, 0] != 0 and agent.buffer.t.tolist() == [0, 5]
+    )
 
 
 # -- what it keeps, and what it learns -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", AGENTS)
 def test_judged_before_the_first_step_it_is_the_offline_agent(system, checkpoint, tmp_path):
     """P7, and that a checkpoint of PPO's is whole: it wakes where the offline one has gone, which it left as it was."""
     path = tmp_path / "ppo.pt"
@@ -297,7 +296,7 @@ def test_the_value_learns_alone(checkpoint):
         said = practise(agent, envs, memory, 32)
         assert said and ("policy/kl" in said[0]) == ("lr_head" in changes)
         moved = {k.split(".")[0] for k, v in agent.state_dict().items() if not torch.equal(v, start[k])}
-        assert "value" in moved and not moved & {"policy", "log_std", "anchor"}
+        assert "value" in moved and not moved & {"policy", "log_std", "ref_policy"}
 
 
 def test_the_anchor_holds_and_follows_its_target(checkpoint):
@@ -313,9 +312,7 @@ def test_the_anchor_holds_and_follows_its_target(checkpoint):
     assert far[10.0] < far[0.0]
     for distance, factor in ((5.0, 1.5), (1e-6, 1 / 1.5), (0.06, 1.0)):  # the target is 0.02 nats a dim, of 3
         agent, envs, memory = begin(init=checkpoint(), value_warmup=0)
-        agent.facts, agent.variant = {}, (False, False)
-        agent.far = torch.tensor([0.0, distance])
-        agent.finish(0.0, 1)
+        agent.adapt_kl_coef(torch.tensor(distance), 0.0)
         assert math.isclose(agent.kl_coef, 0.1 * factor, rel_tol=1e-5)
 
 
@@ -331,11 +328,11 @@ def test_sigma_comes_from_the_data_or_from_the_flag(checkpoint):
     agent, *_ = begin(init=checkpoint())
     sigma = agent.log_std.exp()
     assert ((sigma >= 0.05 - 1e-6) & (sigma <= 0.3 + 1e-6)).all()
-    rows = agent.experience.data.at(torch.arange(400))
-    rmse = agent.policy.miss(rows).sqrt()
+    rows = agent.buffer.data.at(torch.arange(400))
+    rmse = agent.policy.bc_error(rows).sqrt()
     torch.testing.assert_close(sigma, rmse.clamp(0.05, 0.3), rtol=0.1, atol=0)
     agent, *_ = begin(init=checkpoint(), sigma=0.2, bc_coef=0.0)
-    assert agent.experience.data is None and torch.allclose(agent.log_std.exp(), torch.tensor(0.2))
+    assert agent.buffer.data is None and torch.allclose(agent.log_std.exp(), torch.tensor(0.2))
 
 
 def weak(path, tmp_path) -> str:
@@ -346,12 +343,12 @@ def weak(path, tmp_path) -> str:
     for i in range(60):
         env = Slope(20, 2)
         x, _ = env.reset(i)
-        over = False
-        while not over:
+        done = False
+        while not done:
             a = np.clip([-0.1 * x[0] + rng.normal(0, 0.05)], -1, 1).astype(np.float32)
             nx, r, dead, cut, _ = env.step(a)
             rows.append((x, a, r, dead, cut, nx))
-            x, over = nx, dead or cut
+            x, done = nx, dead or cut
     names = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
     with h5py.File(tmp_path / "slope.hdf5", "w") as f:
         for name, column in zip(names, zip(*rows)):
@@ -362,9 +359,9 @@ def weak(path, tmp_path) -> str:
         learning_rate=3e-3,
         warmup_steps=1,
     )
-    sampler, identity = decision.data(cfg, "cpu", 0)
-    agent = decision.Decision(cfg, spec_of(2, 1), "cpu")
-    agent.normal.fit(sampler.states)
+    sampler, identity = decision.DecisionAgent.open_data(cfg, "cpu", 0)
+    agent = decision.DecisionAgent(cfg, spec_of(2, 1), "cpu")
+    agent.obs_normalizer.fit(sampler.states)
     for _ in range(150):
         agent.update(sampler.sample(64))
     utils.save(path, agent, {"data": asdict(identity)})
@@ -400,7 +397,7 @@ def test_a_new_mlp_solves_it_too():
     before = deterministic(agent)
     practise(agent, envs, memory, 1536)
     assert deterministic(agent) > max(before + 5, 5)
-    assert agent.policy.normal.std[0] != 1 and agent.anchor is None and agent.experience.data is None
+    assert agent.policy.obs_normalizer.std[0] != 1 and agent.ref_policy is None and agent.buffer.data is None
 
 
 # -- through the front door ----------------------------------------------------------------------
@@ -421,7 +418,7 @@ def only_run(out):
 
 
 @pytest.mark.parametrize("system", ["dmamba", "bamba", "none"])
-def test_a_run_can_be_stopped_resumed_and_judged(system, checkpoint, tmp_path, monkeypatch, capsys):
+def test_a_run_can_be_stopped_resumed_and_evaluated(system, checkpoint, tmp_path, monkeypatch, capsys):
     """P8 through the front door, in MuJoCo's hopper: told to stop in mid-rollout, it ends with the bits of a calm run,
     and needs the offline checkpoint no more."""
     init = "none" if system == "none" else checkpoint(system)
@@ -441,10 +438,10 @@ def test_a_run_can_be_stopped_resumed_and_judged(system, checkpoint, tmp_path, m
     folder = only_run(tmp_path / "rough")
     assert trainer.main(["--resume", str(folder)]) == 0
     parts = [utils.read_checkpoint(f) for f in (only_run(tmp_path / "calm"), folder)]
-    for key in ("agent", "optimisers", "run"):
+    for key in ("agent", "optimizer", "run"):
         for one, other in zip(*(pytree.tree_leaves(part[key]) for part in parts), strict=True):
             assert torch.equal(one, other) if torch.is_tensor(one) else one == other
-    rows = records.read_log(folder / "log.jsonl")
+    rows = logger.read_log(folder / "log.jsonl")
     evaluated = [r["env_step"] for r in rows if "eval/score" in r]
     assert evaluated == ([64, 128, 160] if system == "none" else [0, 64, 128, 160])
     assert any("episode/score" in r for r in rows)
@@ -512,16 +509,16 @@ def test_ppo_is_no_offline_agent_and_recurrent_checkpoints_go_on_by_windows(chec
     with pytest.raises(
         ValueError, match="holds a ppo; ppo fine-tunes bamba, dt, dmamba, dm; go on with it by --resume"
     ):
-        settle(PPOConfig(init=str(tmp_path / "own.pt")))
-    with pytest.raises(ValueError, match="settle first"):
+        resolve_config(PPOConfig(init=str(tmp_path / "own.pt")))
+    with pytest.raises(ValueError, match="resolve_config first"):
         PPO(PPOConfig(), spec_of())
     with pytest.raises(ValueError, match="knows no"):
         utils.load(tmp_path / "own.pt", alpha=1.0)
 
 
-def test_a_wanted_return_can_be_said_at_the_start_and_to_the_judge(checkpoint):
+def test_a_wanted_return_can_be_said_at_the_start_and_to_the_evaluation(checkpoint):
     agent, *_ = begin(init=checkpoint(), target_return=17.0)
-    assert agent.reset(1).wanted.item() == 17.0 and agent.reset(1, 5.0).wanted.item() == 5.0
+    assert agent.reset(1).rtg_now.item() == 17.0 and agent.reset(1, 5.0).rtg_now.item() == 5.0
     with pytest.raises(ValueError, match="cannot be asked"):
         begin(init="none", spec=spec_of())[0].reset(1, 5.0)
 
@@ -529,5 +526,9 @@ def test_a_wanted_return_can_be_said_at_the_start_and_to_the_judge(checkpoint):
 def test_every_flag_has_a_home_on_the_command_line():
     cfg = parse(["--agent", "ppo", "--init", "none", "--mixer", "mamba2", "--lr_head", "1e-3", "--sigma", "0.4"])
     assert (cfg.num_envs, cfg.lr_head, cfg.sigma, cfg.policy, cfg.env) == (8, 1e-3, 0.4, None, "")
-    settled = settle(cfg)
-    assert settled.env == "hopper" and settled.policy["system"] == "bamba" and settle(replace(cfg, mixer="mlp")).policy
+    settled = resolve_config(cfg)
+    assert (
+        settled.env == "hopper"
+        and settled.policy["system"] == "bamba"
+        and resolve_config(replace(cfg, mixer="mlp")).policy
+    )

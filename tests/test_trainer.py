@@ -12,18 +12,18 @@ from dataclasses import fields
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, as_flags
 from torch.utils import _pytree as pytree
 
-import records
-import runs
 import trainer
 import utils
 from agent import Bamba
-from config import CONFIGS, PRESETS, BambaConfig, parse, word_after
-from decision import Decision
+from common import logger
+from common import run as runs
+from config import CONFIGS, PRESETS, BambaConfig, argv_value, parse
+from decision_transformer import DecisionAgent
 
-TINY_FLAGS = [f"--{k}={v}" for k, v in {**TINY, "n_layers": 1, "threads": 1, "device": "cpu"}.items()]
+TINY_FLAGS = as_flags({**TINY, "n_layers": 1, "threads": 1, "device": "cpu"})
 
 
 def flags(hopper_file, out, **more) -> list[str]:
@@ -49,7 +49,7 @@ def test_a_run_leaves_what_it_promises(hopper_file, tmp_path, capsys):
     folder = only_run(tmp_path)
     names = {"config.json", "log.jsonl", "training_curves.png", "last_checkpoint.pt", "best_checkpoint.pt"}
     assert {p.name for p in folder.iterdir()} == names and folder.name.startswith("walk-bamba-s42-")
-    rows = records.read_log(folder / "log.jsonl")
+    rows = logger.read_log(folder / "log.jsonl")
     assert rows[0]["config"]["batch_size"] == 8 and rows[0]["data"]["name"] == "walk" and rows[0]["data"]["sha256"]
     assert [r["update"] for r in rows if "loss/critic" in r] == [5, 10, 15, 20]
     assert [r["update"] for r in rows if "eval/score" in r] == [10, 20]
@@ -58,7 +58,11 @@ def test_a_run_leaves_what_it_promises(hopper_file, tmp_path, capsys):
     assert part["updates"] == 20 and part["run"]["data"]["transitions"] == 400
     said = capsys.readouterr().out
     last = [r["eval/score"] for r in rows if "eval/score" in r][-1]
-    assert f"{last:.1f}  last, update 20" in said and "of 2 evaluations, update" in said and "walk" in said
+    assert (
+        f"{last:.1f}  last, update 20" in said
+        and "best of 2 evaluations (optimistic), update" in said
+        and "walk" in said
+    )
 
 
 def test_a_run_without_evaluation_still_leaves_a_checkpoint(hopper_file, tmp_path):
@@ -110,7 +114,7 @@ def wait_for_update(out, update: int, child: subprocess.Popen) -> None:
     while time.time() < limit:
         folders = [p for p in out.iterdir() if p.is_dir()] if out.exists() else []
         rows = (
-            records.read_log(folders[0] / "log.jsonl")
+            logger.read_log(folders[0] / "log.jsonl")
             if folders and (folders[0] / "last_checkpoint.pt").exists()
             else []
         )
@@ -150,12 +154,12 @@ def test_killed_and_told_to_stop_a_run_ends_as_if_nothing_had_happened(hopper_fi
     assert child.wait(timeout=180) == 0, child.stdout.read()
     parts = [utils.read_checkpoint(f) for f in (only_run(calm), folder)]
     assert parts[0]["updates"] == parts[1]["updates"] == 320
-    for key in ("agent", "optimisers", "run"):  # weights, Adam's moments; random streams, half-filled means, scores
+    for key in ("agent", "optimizer", "run"):  # weights, Adam's moments; random streams, half-filled means, scores
         calmly, roughly = (pytree.tree_leaves(part[key]) for part in parts)
         assert len(calmly) == len(roughly) > 2
         for one, other in zip(calmly, roughly):
             assert torch.equal(one, other) if torch.is_tensor(one) else one == other
-    logs = [timeless(records.read_log(f / "log.jsonl")) for f in (only_run(calm), folder)]
+    logs = [timeless(logger.read_log(f / "log.jsonl")) for f in (only_run(calm), folder)]
     assert logs[0][1:] == logs[1][1:]
 
 
@@ -163,39 +167,39 @@ SEQUENCE = dict(d_model=16, n_layers=1, context_length=3, batch_size=8, warmup_s
 
 
 @pytest.mark.parametrize("agent", ["dt", "dmamba", "dm"])
-def test_every_agent_trains_stops_resumes_and_is_judged(agent, hopper_file, tmp_path, monkeypatch, capsys):
+def test_every_agent_trains_stops_resumes_and_is_evaluated(agent, hopper_file, tmp_path, monkeypatch, capsys):
     """E10 through the front door: told to stop in mid-epoch, a run ends with the bits of one that was not."""
     given = {"agent": agent, **SEQUENCE, "dataset": hopper_file, "num_epochs": 3, "updates_per_epoch": 5}
     given |= {"eval_freq": 3, "num_eval_episodes": 2, "refresh_every": 4}
     argv = ["--no_tensorboard", *(f"--{k}={v}" for k, v in given.items())]
     assert trainer.main([*argv, "--output_dir", str(tmp_path / "calm")]) == 0
 
-    update = Decision.update
+    update = DecisionAgent.update
 
     def told(self, batch):
         if self.updates == 6:
             signal.raise_signal(signal.SIGTERM)
         return update(self, batch)
 
-    monkeypatch.setattr(Decision, "update", told)
+    monkeypatch.setattr(DecisionAgent, "update", told)
     assert trainer.main([*argv, "--output_dir", str(tmp_path / "rough")]) == 128 + signal.SIGTERM
-    monkeypatch.setattr(Decision, "update", update)
+    monkeypatch.setattr(DecisionAgent, "update", update)
     folder = only_run(tmp_path / "rough")
     assert trainer.main(["--resume", str(folder)]) == 0
     parts = [utils.read_checkpoint(f) for f in (only_run(tmp_path / "calm"), folder)]
-    for key in ("agent", "optimisers", "run"):
+    for key in ("agent", "optimizer", "run"):
         for one, other in zip(*(pytree.tree_leaves(part[key]) for part in parts), strict=True):
             assert torch.equal(one, other) if torch.is_tensor(one) else one == other
 
     capsys.readouterr()
     picture, record = tmp_path / "sweep.png", tmp_path / "score.json"
-    judge = ["--checkpoint", str(folder), "--episodes", "2", "--device", "cpu", "--picture", str(picture)]
-    utils.main([*judge, "--json", str(record), "--target_return", "3000", "1000"])
+    argv = ["--checkpoint", str(folder), "--episodes", "2", "--device", "cpu", "--picture", str(picture)]
+    utils.main([*argv, "--json", str(record), "--target_return", "3000", "1000"])
     said = capsys.readouterr().out
     assert "asked   3000: return" in said and "asked   1000: return" in said and picture.stat().st_size > 5_000
     assert json.loads(record.read_text())["asked"].keys() == {"3000", "1000"}
     with pytest.raises(SystemExit):
-        utils.main([*judge, "--inference", "sideways"])
+        utils.main([*argv, "--target_return", "1", "--inference", "sideways"])
     assert "inference" in capsys.readouterr().err
 
 
@@ -284,13 +288,17 @@ def test_nan_stops_the_run_with_its_update_and_the_last_good_checkpoint(hopper_f
     [
         ({"d_model": 15}, "15"),
         ({"headdim": 5}, "headdim"),
-        ({"context_length": 0}, "take 1 or more"),
+        ({"context_length": 0}, "take at least 1"),
         ({"env": "humanoid"}, "unknown env"),
         ({"device": "tpu"}, "not there"),
         ({"batch_size": 0}, "batch_size"),
         ({"num_epochs": 0}, "num_epochs"),
         ({"policy_freq": 0}, "policy_freq"),
         ({"dataset": "missing.hdf5"}, "missing.hdf5 is not a file"),
+        ({"dataset": "."}, "--dataset . is a folder: name a file"),
+        ({"dataset_dir": "trainer.py"}, "--dataset_dir trainer.py is a file: name a folder"),
+        ({"output_dir": "trainer.py"}, "--output_dir trainer.py is a file: name a folder"),
+        ({"output_dir": "trainer.py/runs"}, "trainer.py is a file"),
         ({"dataset": "hopper-medum"}, "Did you mean hopper-medium-v2"),
         ({"env": "Pendulam-v1"}, "Did you mean Pendulum-v1"),
         ({"env": "Pendulum-v1"}, "11 state and 3 action dims, Pendulum-v1 has 3 and 1: --env must name"),
@@ -325,8 +333,38 @@ def test_unknown_flags_and_values_are_errors(argv):
 def test_flags_win_over_presets_and_presets_over_defaults():
     cfg = parse(["--preset", "quick", "--d_model=32", "--no-tensorboard", "--dataset-type", "medium-expert"])
     assert (cfg.d_model, cfg.tensorboard, cfg.dataset_type) == (32, False, "medium-expert")
-    assert cfg.n_layers == PRESETS["bamba"]["quick"]["n_layers"] != BambaConfig().n_layers and cfg.gamma == 0.99
-    assert word_after("--preset", ["--preset", "a", "--preset=b"]) == "b"
+    assert cfg.num_epochs == PRESETS["bamba"]["quick"]["num_epochs"] != BambaConfig().num_epochs and cfg.gamma == 0.99
+    assert argv_value("--preset", ["--preset", "a", "--preset=b"]) == "b"
+
+
+def test_a_long_run_says_how_long_it_takes_and_what_ends_sooner(monkeypatch):
+    argv = ["--dataset", "mine.hdf5", "--env", "hopper", "--seed", "1"]
+    speeds = {"none": 0.5, "small": 0.02, "quick": 0.01}
+    monkeypatch.setattr(trainer.estimate, "seconds_per_update", lambda cfg: speeds[cfg.preset])
+    said = trainer.estimate.sentence(parse(argv), trainer.presets_of(argv))
+    assert "about 139 h on this CPU (2.0 updates/s)" in said
+    assert "--preset small about 33 min" in said and "--preset quick about 50 s" in said
+    assert "preset" not in trainer.estimate.sentence(parse(["--preset", "small", *argv]), trainer.presets_of(argv))
+    assert trainer.estimate.largest_that_fits(trainer.presets_of(argv), 1.0) == "small"
+    assert trainer.estimate.largest_that_fits(trainer.presets_of(argv), 200.0) == "none"
+    with pytest.raises(ValueError, match="no preset ends within --hours 0.001"):
+        trainer.estimate.largest_that_fits(trainer.presets_of(argv), 0.001)
+
+
+def test_the_preset_auto_becomes_one_that_fits(monkeypatch, capsys):
+    monkeypatch.setattr(trainer.estimate, "seconds_per_update", lambda cfg: 0.01)
+    monkeypatch.setattr(trainer.estimate, "can_be_measured", lambda cfg: True)
+    cfg, _ = trainer.load_config(["--preset=auto", "--env", "hopper", "--hours", "0.5"])
+    assert cfg.preset == "small" and "preset      small" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="offline agents on a CPU"):
+        trainer.load_config(["--agent", "dqn", "--preset", "auto"])
+
+
+def test_an_estimate_is_measured_and_changes_nothing(hopper_file):
+    cfg = BambaConfig(**{**vars(parse(flags(hopper_file, "out")))})
+    stream = torch.get_rng_state()
+    assert 0 < trainer.estimate.seconds_per_update(cfg) < 1
+    assert torch.equal(stream, torch.get_rng_state())
 
 
 def test_presets_name_real_settings():
@@ -335,8 +373,8 @@ def test_presets_name_real_settings():
         names = {f.name for f in fields(config)}
         assert all(set(p) <= names for p in PRESETS[agent].values())
         assert {"quick", "small"} <= PRESETS[agent].keys()
-    with pytest.raises(ValueError, match="bamba has no preset 'base'; it has small, quick"):
-        parse(["--preset", "base"])
+    with pytest.raises(ValueError, match="dqn has no preset 'base'; it has quick, small"):
+        parse(["--agent", "dqn", "--preset", "base"])
 
 
 @pytest.mark.parametrize("agent", CONFIGS)
@@ -353,8 +391,8 @@ def test_help_shows_every_flag_in_its_section(capsys):
     said = capsys.readouterr().out
     assert all(f"--{f.name}" in said for f in fields(BambaConfig))
     assert all(
-        f"{group} options" in said
-        for group in ("Run", "Data", "Training", "Judging", "Machine", "Encoder", "Objective")
+        f" {section} options " in said
+        for section in ("main", "run", "data", "training", "eval", "compute", "encoder", "objective")
     )
 
 
@@ -362,9 +400,7 @@ SPEC_DEFAULTS = {
     **dict(
         env="hopper",
         dataset_type="medium",
-        context_length=5,
         batch_size=256,
-        learning_rate=3e-4,
         gamma=0.99,
         tau=0.005,
         alpha=2.5,
@@ -375,14 +411,10 @@ SPEC_DEFAULTS = {
         hidden_dim=256,
         beta_s=1.0,
         beta_r=1.0,
-        d_model=256,
-        d_state=64,
         d_conv=4,
         expand=2,
     ),
     **dict(
-        n_layers=6,
-        drop_p=0.1,
         warmup_steps=1000,
         policy_freq=2,
         num_epochs=1000,

@@ -15,14 +15,13 @@ import torch
 from conftest import ROOT, Clock
 from test_agent import batch_of
 
-import agent as agent_module
-import machine
-import pictures
-import records
 import utils
-from agent import Bamba, Spec
+from agent import Bamba
+from common import device as devices
+from common import logger, plotting
+from common.interface import EnvSpec, EvalEnv
 
-SPEC = Spec(state=3, action=2, low=(-1.0, -1.0), high=(1.0, 1.0))
+SPEC = EnvSpec(state=3, action=2, low=(-1.0, -1.0), high=(1.0, 1.0))
 DATA = {"name": "walk", "source": "custom", "sha256": "0" * 64, "transitions": 10}
 
 
@@ -71,7 +70,7 @@ def test_together_or_alone_the_episodes_are_the_same(tiny):
     """On the real hopper, whose contacts amplify every difference: 6 episodes at once against one by one."""
     import d4rl_utils
 
-    spec = Spec(11, 3, (-1.0,) * 3, (1.0,) * 3)
+    spec = EnvSpec(11, 3, (-1.0,) * 3, (1.0,) * 3)
     agent = Bamba(tiny(), spec)
     make = lambda mode: d4rl_utils.make_env("hopper")  # noqa: E731
     together = utils.evaluate(agent, make, episodes=6, seed=5)
@@ -98,7 +97,7 @@ def test_without_a_reference_returns_are_all_there_is():
 
 
 def test_only_d4rls_own_data_give_a_d4rl_score():
-    stage = agent_module.World(None, SPEC, lambda r: r, 50, "hopper v4", "D4RL's scale")
+    stage = EvalEnv(None, SPEC, lambda r: r, 50, "hopper v4", "D4RL's scale")
     names = {source: utils.headline_name(stage, source) for source in ("d4rl", "local", "minari", "custom")}
     assert names["d4rl"] == "D4RL score" and names["local"] == "local score"
     assert not any("D4RL" in name for source, name in names.items() if source != "d4rl")
@@ -109,18 +108,19 @@ def test_only_d4rls_own_data_give_a_d4rl_score():
 
 
 def test_streams_are_stable_when_names_are_added():
-    assert machine.streams(0, "data", "init")["data"] == machine.streams(0, "data", "init", "env")["data"]
-    assert len(set(machine.streams(0, "a", "b", "c").values())) == 3 and machine.streams(0, "a") != machine.streams(
-        1, "a"
-    )
+    assert devices.spawn_seeds(0, "data", "init")["data"] == devices.spawn_seeds(0, "data", "init", "env")["data"]
+    assert len(set(devices.spawn_seeds(0, "a", "b", "c").values())) == 3 and devices.spawn_seeds(
+        0, "a"
+    ) != devices.spawn_seeds(1, "a")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
 def test_held_memory_lies_in_the_heap_and_stays_there():
     """By default glibc maps a block of 20 MB apart from the heap, and unmaps it when it is freed."""
     code = """
-import re, sys, torch, machine
-if sys.argv[1] == "held": machine.hold_memory()
+import re, sys, torch
+from common import device as devices
+if sys.argv[1] == "held": devices.keep_freed_memory()
 def heap():
     found = re.search(r"^(\\w+)-(\\w+) .*\\[heap\\]$", open("/proc/self/maps").read(), re.M)
     return range(int(found[1], 16), int(found[2], 16))
@@ -135,7 +135,7 @@ print(inside, inside and len(heap()) == before)
 
 def test_a_missing_device_is_refused_with_what_is_there():
     with pytest.raises(ValueError, match="on this machine: auto, cpu"):
-        machine.pick_device("tpu")
+        devices.pick_device("tpu")
 
 
 # -- checkpoints ---------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_a_missing_device_is_refused_with_what_is_there():
 
 @pytest.fixture
 def saved(tiny, tmp_path):
-    spec = Spec(state=4, action=2, low=(-1.0, -2.0), high=(1.0, 0.0))
+    spec = EnvSpec(state=4, action=2, low=(-1.0, -2.0), high=(1.0, 0.0))
     agent = Bamba(tiny(target_encoder="ema"), spec).train()
     for seed in range(3):
         agent.update(batch_of(seed=seed))
@@ -259,15 +259,15 @@ def test_another_environment_is_an_error(tiny, name):
 
 
 def test_log_rows_may_differ_and_a_resume_drops_what_will_come_again(tmp_path):
-    log = records.Log(tmp_path)
-    log(0, {"config": {"env": "hopper"}, "behaviour_score": 40.0})
+    log = logger.Logger(tmp_path)
+    log(0, {"config": {"env": "hopper"}, "behavior_score": 40.0})
     for update in (10, 20, 30):
         log(update, {"loss/critic": update / 10})
     with open(tmp_path / "log.jsonl", "a") as f:
         f.write('{"update": 40, "los')  # a kill in the middle of a line
-    log = records.Log(tmp_path, after=20)
+    log = logger.Logger(tmp_path, after=20)
     log(30, {"eval/score": 1.0})
-    rows = records.read_log(tmp_path / "log.jsonl")
+    rows = logger.read_log(tmp_path / "log.jsonl")
     assert [r["update"] for r in rows] == [0, 10, 20, 30] and "loss/critic" not in rows[-1]
     assert rows[0]["config"] == {"env": "hopper"}
 
@@ -275,13 +275,13 @@ def test_log_rows_may_differ_and_a_resume_drops_what_will_come_again(tmp_path):
 def test_a_broken_line_inside_a_log_is_not_passed_over(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"update": 1, "seconds": 0}\nbroken\n{"update": 2, "seconds": 1}\n')
     with pytest.raises(json.JSONDecodeError):
-        records.read_log(tmp_path / "log.jsonl")
+        logger.read_log(tmp_path / "log.jsonl")
 
 
 def test_tensorboard_gets_the_numbers(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = records.Log(tmp_path, tensorboard=True)
+    log = logger.Logger(tmp_path, tensorboard=True)
     log(5, {"loss/critic": 2.0, "text": "no number"})
     log.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -290,22 +290,22 @@ def test_tensorboard_gets_the_numbers(tmp_path):
 
 
 def test_curves_are_drawn_with_and_without_evaluations(tmp_path):
-    log = records.Log(tmp_path)
-    log(0, {"behaviour_score": 40.0})
-    log(10, {"loss/critic": 1.0, "critic/q": 2.0, "actor/clone": 0.5})
+    log = logger.Logger(tmp_path)
+    log(0, {"behavior_score": 40.0, "levels": {"critic/q": 1.5}})
+    log(10, {"loss/critic": 1.0, "critic/q": 2.0, "actor/bc_loss": 0.5})
     picture = tmp_path / "curves.png"
-    pictures.draw_curves(records.read_log(tmp_path / "log.jsonl"), "no score yet", picture)
+    plotting.draw_curves(logger.read_log(tmp_path / "log.jsonl"), "no score yet", Bamba.panels, picture)
     first = picture.stat().st_size
     assert first > 10_000
     log(10, {"eval/score": 30.0, "eval/score_std": 3.0})
     log(20, {"loss/critic": 0.5, "eval/score": 35.0, "eval/score_std": 2.0})
-    pictures.draw_curves(records.read_log(tmp_path / "log.jsonl"), "two scores", picture)
+    plotting.draw_curves(logger.read_log(tmp_path / "log.jsonl"), "two scores", Bamba.panels, picture)
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and picture.stat().st_size > first > 10_000
 
 
 def test_publishing_that_is_killed_leaves_no_folder_that_could_pass_for_a_run(tmp_path):
-    code = "import os, pathlib, records, sys; os.replace = lambda *_: os._exit(9)\n"
-    code += "records.publish(*map(pathlib.Path, sys.argv[1:]))"
+    code = "import os, pathlib, sys; from common import logger; os.replace = lambda *_: os._exit(9)\n"
+    code += "logger.link_latest(*map(pathlib.Path, sys.argv[1:]))"
     paths = [str(tmp_path / name) for name in ("last_checkpoint.pt", "best_checkpoint.pt")]
     assert subprocess.run([sys.executable, "-c", code, *paths], cwd=ROOT).returncode == 9
     (left,) = tmp_path.iterdir()
@@ -316,16 +316,16 @@ def test_publishing_points_to_the_latest_run(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "best_checkpoint.pt").write_text(name)
-        records.publish(tmp_path / name / "best_checkpoint.pt", tmp_path / "best_checkpoint.pt")
+        logger.link_latest(tmp_path / name / "best_checkpoint.pt", tmp_path / "best_checkpoint.pt")
         assert (tmp_path / "best_checkpoint.pt").read_text() == name
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "best_checkpoint.pt"]
 
 
 def test_video_is_an_mp4_and_a_missing_renderer_is_said(tmp_path, monkeypatch):
     frames = [np.full((64, 48, 3), 4 * i, np.uint8) for i in range(20)]
-    pictures.write_video(tmp_path / "out.mp4", frames, fps=20)
+    plotting.write_video(tmp_path / "out.mp4", frames, fps=20)
     assert (tmp_path / "out.mp4").read_bytes()[4:8] == b"ftyp" and len(list(tmp_path.iterdir())) == 1
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
     with pytest.raises(ValueError, match="libegl1"):
-        pictures.headless_rendering()
+        plotting.set_mujoco_gl()

@@ -1,0 +1,123 @@
+"""What every benchmark says beside its figures: the machine, the versions, the commit, the command."""
+
+import argparse
+import json
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common import device as devices  # noqa: E402
+from common import logger  # noqa: E402
+
+
+def processor() -> str:
+    """The CPU's own name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit that ran; with a plus if the tree had changes on top."""
+    run = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True).stdout.strip()  # noqa: E731
+    return (run("rev-parse", "--short", "HEAD") or "none") + ("+" if run("status", "--porcelain", "--", "*.py") else "")
+
+
+def facts() -> dict:
+    """Machine, versions, commit, command, date."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "command": "python " + shlex.join(sys.argv),
+        "machine": {"cpu": processor(), "cores": torch.get_num_threads(), "gpu": gpu, "system": platform.system()},
+        "versions": devices.versions(),
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def write(name: str, result: dict, indent: int | None = 1) -> Path:
+    """benchmarks/<name>.json, whole or not at all."""
+    path = ROOT / "benchmarks" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    with logger.atomic_write(path) as part:
+        part.write_text(json.dumps(facts() | result, indent=indent) + "\n")
+    return path
+
+
+def keep(table: str, run: str, result: dict) -> Path:
+    """benchmarks/<table>/<run>.json: a table of long trainings grows run by run. To measure one again, delete it."""
+    return write(f"{table}/{run}", result, indent=None)
+
+
+def kept(table: str) -> dict[str, dict]:
+    """The finished runs of a table, by name, as `keep` left them, today or on another machine."""
+    return {p.stem: json.loads(p.read_text()) for p in sorted((ROOT / "benchmarks" / table).glob("*.json"))}
+
+
+# Bamba's sizes and schemes that benchmarks compare: flags of trainer.py.
+SMALL_SIZES = ["--d_model", "64", "--d_state", "16", "--headdim", "32", "--n_layers", "2"]
+VARIANTS = {
+    "small": ["--preset", "small"],  # what is trained unless told otherwise
+    "base": ["--preset", "base"],
+    "upstream": ["--preset", "upstream"],  # as published
+    "upstream small": ["--preset", "upstream", *SMALL_SIZES],
+}
+
+
+def put_into_page(command: str, text: str, page: Path) -> None:
+    """Replace what stands between a command's markers in a page of docs/. SystemExit if they are not there."""
+    first, last = f"<!-- {command} writes from here -->", "<!-- to here -->"
+    before, begin, rest = page.read_text().partition(first)
+    _, end, after = rest.partition(last)
+    if not (begin and end):
+        raise SystemExit(f"{page} has no lines '{first}' and '{last}' to write between")
+    with logger.atomic_write(page) as part:
+        part.write_text(f"{before}{first}\n{text}\n{last}{after}")
+
+
+def timing_parser(doc: str, repeats: int) -> argparse.ArgumentParser:
+    """A command line with what every timing takes: --device, --threads, --repeats, --clock."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice")
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of this process; with --threads 1")
+    return parser
+
+
+def median_seconds(
+    fn: Callable,
+    warmup: int,
+    repeats: int,
+    device: str = "cpu",
+    middle: Callable = statistics.median,
+    clock: Callable = time.perf_counter,
+) -> float:
+    """Median (or another `action_bias`) wall time of fn(); on CUDA each call is waited for.
+
+    clock: time.process_time counts this process alone, for one thread on a machine that others use too.
+    """
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    times = []
+    for i in range(warmup + repeats):
+        wait()
+        start = clock()
+        fn()
+        wait()
+        if i >= warmup:
+            times.append(clock() - start)
+    return middle(times)

@@ -1,0 +1,160 @@
+"""Checkpoints: an agent as one file that needs nothing else to be woken, and the program behind a system's name."""
+
+import importlib
+import logging
+import pickle
+import zipfile
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import torch
+
+from common.device import versions
+from common.interface import Agent, EnvSpec
+from common.logger import atomic_write
+from common.optim import load_optimizer
+from config import CONFIGS
+
+FORMAT = 2  # of checkpoints; raise it when keys change, and teach `upgrade` the old ones
+# Names in the weights' keys of format 1, between dots, and what they are called now.
+FORMAT_1_KEYS = {
+    "normal": "obs_normalizer",
+    "middle": "action_bias",
+    "reach": "action_scale",
+    "slow": "target_net",
+    "slow_actor": "target_actor",
+    "slow_critic": "target_critic",
+    "slow_encoder": "target_encoder",
+    "slow_q": "target_q",
+    "slow_v": "target_v",
+    "place": "pos_embedding",
+    "past": "teacher",
+    "anchor": "ref_policy",
+    "warming": "value_warmup_on",
+}
+FORMAT_1_BUFFER = {
+    "frame": "frame_idx",
+    "first": "episode_start",
+    "facts": "scalars",
+    "start": "current_start",
+    "fresh": "needs_reset",
+    "greatest": "max_priority",
+}
+AGENTS = {  # name -> module and class; config.CONFIGS has the class of its settings
+    "bamba": ("agent", "Bamba"),
+    "dt": ("decision_transformer", "DecisionAgent"),
+    "dmamba": ("decision_transformer", "DecisionAgent"),
+    "dm": ("decision_transformer", "DecisionAgent"),
+    "dqn": ("dqn", "DQN"),
+    "opso": ("opso", "Opso"),
+    "opso_online": ("opso.online_agent", "OpsoOnline"),
+    "ppo": ("ppo", "PPO"),
+}
+
+
+def agent_of(name: str) -> type[Agent]:
+    """The class of an agent; config.CONFIGS has that of its settings."""
+    module, agent = AGENTS[name]
+    return vars(importlib.import_module(module))[agent]
+
+
+def save(path: Path, agent: Agent, run: dict) -> None:
+    """All that waking needs: system, config, spec, tensors, optimisers, counter; `run`: what the trainer adds."""
+    ckpt = {
+        "format": FORMAT,
+        "system": agent.cfg.agent,
+        "config": asdict(agent.cfg),
+        "spec": agent.spec._asdict(),
+        "updates": agent.updates,
+        "steps": agent.steps,  # in environments, if it learns there
+        "agent": agent.state_dict(),
+        "optimizer": agent.optimizer.state_dict(),
+        "versions": versions(),
+        "run": run,
+    }
+    with atomic_write(path) as file:
+        torch.save(ckpt, file)
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """The checkpoint's dictionary, on the CPU. ValueError for what is missing, torn, foreign or too old."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "last_checkpoint.pt"
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}; give a .pt file that trainer.py wrote, or its run folder")
+    try:
+        ckpt = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        ValueError,
+        KeyError,
+        UnicodeDecodeError,
+    ) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{path} is not a whole checkpoint of this project (torn, or of another program): {reason}"
+        ) from error
+    if not isinstance(ckpt, dict) or "format" not in ckpt or "system" not in ckpt:
+        raise ValueError(f"{path} was not written by this project: it has no format and system in it")
+    if ckpt["format"] not in (1, FORMAT):
+        raise ValueError(
+            f"{path} is of format {ckpt['format']}, this version reads 1 to {FORMAT}: use the version that wrote it"
+        )
+    if ckpt["system"] not in AGENTS:
+        raise ValueError(f"{path} holds a {ckpt['system']!r}; this version knows {', '.join(AGENTS)}")
+    return upgrade(ckpt) if ckpt["format"] == 1 else ckpt
+
+
+def upgrade(ckpt: dict) -> dict:
+    """A checkpoint of format 1 under the names of format 2; what it holds stays the same."""
+
+    def rename(key: str) -> str:
+        return ".".join(FORMAT_1_KEYS.get(word, word) for word in key.split("."))
+
+    ckpt = {**ckpt, "format": FORMAT, "agent": {rename(k): v for k, v in ckpt["agent"].items()}}
+    (ckpt["optimizer"],) = ckpt.pop("optimisers").values()
+    ckpt["spec"] = {"action" if k == "actions" else k: v for k, v in ckpt["spec"].items()}
+    ckpt["steps"] = ckpt.get("steps") or 0
+    ckpt["run"] = dict(ckpt["run"])
+    if "trivial" in ckpt["run"]:
+        ckpt["run"]["baseline_returns"] = ckpt["run"].pop("trivial")
+    if "experience" in ckpt["run"]:
+        buffer = ckpt["run"].pop("experience")
+        ckpt["run"]["buffer"] = {FORMAT_1_BUFFER.get(k, k): v for k, v in buffer.items()}
+    return ckpt
+
+
+def config_of(ckpt: dict, path: str | Path):
+    """The config in a checkpoint's dictionary. Settings younger than it are as they were before there was a flag for
+    them (`LEGACY_DEFAULTS` of its class), or take their defaults, with a log line.
+
+    ValueError if it has settings that this version does not know.
+    """
+    config, saved = CONFIGS[ckpt["system"]], ckpt["config"]
+    names = [f.name for f in fields(config)]
+    unknown, young = sorted(saved.keys() - set(names)), [n for n in names if n not in saved]
+    if unknown:
+        raise ValueError(f"{path} was written with settings that this version does not know: {', '.join(unknown)}")
+    older = config.LEGACY_DEFAULTS
+    if young := [n for n in young if n not in older]:
+        logging.info(f"{path} is older than these settings, which take their defaults: {', '.join(young)}")
+    return config(**older | saved)
+
+
+def load(path: str | Path, device: torch.device | str = "cpu", **changes) -> tuple[Agent, dict]:
+    """Wake an agent: (agent, the whole checkpoint). changes: of its config, in where it computes, not in what."""
+    ckpt = read_checkpoint(path)
+    cfg = config_of(ckpt, path)
+    unknown = changes.keys() - {f.name for f in fields(cfg)}
+    if unknown:
+        raise ValueError(f"{path} holds a {ckpt['system']}, which knows no {', '.join(sorted(unknown))}")
+    cfg = replace(cfg, device=str(device), **changes)
+    agent = agent_of(ckpt["system"])(cfg, EnvSpec(**ckpt["spec"]), device)
+    agent.load_state_dict(ckpt["agent"])
+    load_optimizer(agent.optimizer, ckpt["optimizer"])
+    agent.updates, agent.steps = ckpt["updates"], ckpt["steps"]
+    return agent, ckpt
