@@ -5,10 +5,10 @@
     python benchmarks/scores.py choices --file ...
     python benchmarks/scores.py decision_hopper --file ...        (also decision_halfcheetah, dm_ablation)
 
-Every run is one process on one CPU thread; an interrupted run is resumed, a finished one is not repeated. `--file` is
-an HDF5 file in D4RL's layout; its name and SHA-256 are in the result. `--seeds 0` trains and evaluates that seed alone,
-`--rows bamba` those rows whose name holds the word; `--table` trains nothing and writes the table of all that is
-finished.
+Every run is one process on one CPU thread; an interrupted run is resumed. A finished one is kept in
+benchmarks/EXPERIMENT/ and not repeated, so a table grows from day to day. `--file` is an HDF5 file in D4RL's layout; its
+name and SHA-256 are in the result. `--seeds 0` trains and evaluates that seed alone, `--rows Bamba` those rows whose
+name holds the word; `--table` trains nothing and writes the table of what is kept.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from harness import ROOT, VARIANTS, median_seconds, write
+from harness import ROOT, VARIANTS, keep, kept, median_seconds, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -68,7 +68,7 @@ def objectives(env: str) -> Experiment:
         "IQL (no encoder)": [*mlp, "--objective", "iql"],
         "cloning (no encoder)": [*mlp, "--objective", "bc", "--critic_pretrain", "0"],
     }
-    return Experiment(common, rows, [0, 1, 2])
+    return Experiment([*common, "--compile"], rows, [0, 1, 2])
 
 
 EXPERIMENTS = {
@@ -140,21 +140,57 @@ def act_latency(folder: Path) -> float:
     return median_seconds(lambda: agent.act(state, reward, memory), 5, 50)
 
 
-def draw(name: str, curves: dict[str, list[list[dict]]], first: dict) -> Path:
-    """Score against updates: mean over seeds, shaded from the least to the greatest of them. first: a log's head."""
-    behaviour, data = first["behavior_score"], first["data"]["name"]
+def record(folder: Path, result: dict) -> dict:
+    """What is kept of a finished run."""
+    log = logger.read_log(folder / "log.jsonl")
+    rates = [row["updates_per_s"] for row in log if "updates_per_s" in row]
+    return {
+        "data": log[0]["data"],
+        "env": log[0]["config"]["env"],
+        "score_name": log[0].get("score_name", "score"),
+        "behavior_score": round(log[0]["behavior_score"], 2),
+        "updates": result["updates"],
+        "score": round(result["eval/score"], 2),
+        "curve": [[row["update"], round(row["eval/score"], 2)] for row in log if "eval/score" in row],
+        "updates_per_s": round(statistics.median(rates), 1),
+        "act_ms": round(act_latency(folder) * 1e3, 3),
+    }
+
+
+def summary(runs: dict[int, dict]) -> dict:
+    """A row of the table from its runs, by seed."""
+    last = [run["score"] for run in runs.values()]
+    curves = [[score for _, score in run["curve"]] for run in runs.values()]
+    return {
+        "seeds": list(runs),
+        "updates": min(run["updates"] for run in runs.values()),
+        "last_score_by_seed": last,
+        "last_score_mean": round(statistics.mean(last), 2),
+        "last_score_std_over_seeds": round(statistics.stdev(last), 2) if len(last) > 1 else None,
+        "best_of_evaluations_by_seed": [max(curve) for curve in curves],
+        "mean_of_last_5_evaluations_by_seed": [round(statistics.mean(curve[-5:]), 2) for curve in curves],
+        "updates_per_s_one_thread": statistics.median(run["updates_per_s"] for run in runs.values()),
+        "act_ms_one_environment": statistics.median(run["act_ms"] for run in runs.values()),
+    }
+
+
+def draw(name: str, rows: dict[str, dict[int, dict]]) -> Path:
+    """Score against updates: mean over seeds, shaded from the least to the greatest of them."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    for i, (label, runs) in enumerate(curves.items()):
-        updates = [r["update"] for r in runs[0] if "eval/score" in r]
-        scores = [[r["eval/score"] for r in run if "eval/score" in r] for run in runs]
+    for i, (label, runs) in enumerate(rows.items()):
+        curves = [run["curve"] for run in runs.values()]
+        updates = [update for update, _ in min(curves, key=len)]
+        scores = [[score for _, score in curve[: len(updates)]] for curve in curves]
         middle = [statistics.mean(s) for s in zip(*scores)]
         axis.plot(updates, middle, color=f"C{i}", label=f"{label} ({len(runs)} seed{'s' * (len(runs) > 1)})")
         if len(runs) > 1:
             axis.fill_between(updates, *zip(*[(min(s), max(s)) for s in zip(*scores)]), color=f"C{i}", alpha=0.15, lw=0)
-    axis.axhline(behaviour, color="0.4", ls="--", lw=1, label=f"mean of the data {behaviour:.1f}")
-    axis.set(xlabel="updates", ylabel=first.get("score_name", "score"), title=f"{data}: 10-episode evaluations")
+    first = next(iter(next(iter(rows.values())).values()))
+    level = first["behavior_score"]
+    axis.axhline(level, color="0.4", ls="--", lw=1, label=f"mean of the data {level:.1f}")
+    axis.set(xlabel="updates", ylabel=first["score_name"], title=f"{first['data']['name']}: 10-episode evaluations")
     axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     axis.grid(alpha=0.25)
@@ -168,77 +204,51 @@ def draw(name: str, curves: dict[str, list[list[dict]]], first: dict) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", choices=EXPERIMENTS)
-    parser.add_argument("--file", required=True, help="an HDF5 file in D4RL's layout")
+    parser.add_argument("--file", help="an HDF5 file in D4RL's layout; not needed for --table")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "scores")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--seeds", nargs="+", type=int, help="train and evaluate these seeds only, write no table")
-    parser.add_argument("--rows", nargs="+", help="train and evaluate rows with such a word only, write no table")
-    parser.add_argument("--table", action="store_true", help="train nothing; write the table of the finished runs")
+    parser.add_argument("--seeds", nargs="+", type=int, help="train and evaluate these seeds only")
+    parser.add_argument("--rows", nargs="+", help="train and evaluate rows with such a word only")
+    parser.add_argument("--table", action="store_true", help="train nothing; write the table of the kept runs")
     args = parser.parse_args()
-    experiment, (out, name) = EXPERIMENTS[args.experiment], (args.out / args.experiment, args.experiment)
-    out.mkdir(parents=True, exist_ok=True)
-    common = [
-        *experiment.common,
-        "--dataset",
-        str(Path(args.file).resolve()),
-        "--threads",
-        "1",
-        "--no_tensorboard",
-    ]
+    experiment, name = EXPERIMENTS[args.experiment], args.experiment
+    if not (args.table or args.file):
+        parser.error("training needs --file; --table does not")
 
-    def place(row: str, seed: int) -> Path:
-        return out / f"{''.join(c if c.isalnum() else '-' for c in row)}-s{seed}"
+    def key(row: str, seed: int) -> str:
+        return f"{''.join(c if c.isalnum() else '-' for c in row)}-s{seed}"
 
-    def run(row: str, seed: int) -> tuple[str, int, Path, dict]:
+    def run(row: str, seed: int) -> None:
+        data, out = str(Path(args.file).resolve()), args.out / name / key(row, seed)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        flags = [*experiment.common, "--dataset", data, "--threads", "1", "--no_tensorboard"]
         start = time.time()
-        finished = next(place(row, seed).glob(f"*/eval-{args.episodes}.json"), None)
-        flags = [*common, *experiment.rows[row], "--seed", str(seed)]
-        folder = finished.parent if finished else train(flags, place(row, seed))
-        result = evaluate(folder, args.episodes)
-        print(f"{row}, seed {seed}: {result['eval/score']:.1f} ({time.time() - start:.0f} s)", flush=True)
-        return row, seed, folder, result
+        folder = train([*flags, *experiment.rows[row], "--seed", str(seed)], out)
+        kept_ = record(folder, evaluate(folder, args.episodes))
+        keep(name, key(row, seed), {"row": row, "seed": seed, "flags": experiment.rows[row], **kept_})
+        print(f"{row}, seed {seed}: {kept_['score']:.1f} ({time.time() - start:.0f} s)", flush=True)
 
-    with ThreadPoolExecutor(args.jobs) as pool:
+    if not args.table:
         rows = [row for row in experiment.rows if not args.rows or any(word in row for word in args.rows)]
         wanted = [(row, seed) for seed in args.seeds or experiment.seeds for row in rows]
-        if args.table:
-            wanted = [(r, s) for r, s in wanted if [*place(r, s).glob(f"*/eval-{args.episodes}.json")]]
-        jobs = [pool.submit(run, row, seed) for row, seed in wanted]
-        done = [job.result() for job in jobs]
-    if args.seeds or args.rows:
-        return
+        missing = [(row, seed) for row, seed in wanted if key(row, seed) not in kept(name)]
+        with ThreadPoolExecutor(args.jobs) as pool:
+            for job in [pool.submit(run, row, seed) for row, seed in missing]:
+                job.result()
 
-    table, curves = {}, {}
-    for row in dict.fromkeys(row for row, *_ in done):
-        mine = [(seed, folder, result) for r, seed, folder, result in done if r == row]
-        logs = [logger.read_log(folder / "log.jsonl") for _, folder, _ in mine]
-        last = [result["eval/score"] for *_, result in mine]
-        scores = [[r["eval/score"] for r in log if "eval/score" in r] for log in logs]
-        rates = [r["updates_per_s"] for log in logs for r in log if "updates_per_s" in r]
-        table[row] = {
-            "flags": experiment.rows[row],
-            "seeds": [seed for seed, *_ in mine],
-            "updates": mine[0][2]["updates"],
-            "last_score_by_seed": [round(s, 2) for s in last],
-            "last_score_mean": round(statistics.mean(last), 2),
-            "last_score_std_over_seeds": round(statistics.stdev(last), 2) if len(last) > 1 else None,
-            "best_of_evaluations_by_seed": [round(max(s), 2) for s in scores],
-            "mean_of_last_5_evaluations_by_seed": [round(statistics.mean(s[-5:]), 2) for s in scores],
-            "updates_per_s_one_thread": round(statistics.median(rates), 1),
-            "act_ms_one_environment": round(act_latency(mine[0][1]) * 1e3, 3),
-        }
-        curves[row] = logs
-    if not table:
-        raise SystemExit(f"no run in {out} is finished")
-    first = curves[next(iter(curves))][0][0]
-    env = first["config"]["env"]
+    finished = sorted(kept(name).values(), key=lambda run: run["seed"])
+    by_row = {row: {run["seed"]: run for run in finished if run["row"] == row} for row in experiment.rows}
+    by_row = {row: runs for row, runs in by_row.items() if runs}
+    if not by_row:
+        raise SystemExit(f"no run of {name} is kept in benchmarks/{name}")
+    table = {row: {"flags": experiment.rows[row], **summary(runs)} for row, runs in by_row.items()}
     result = {
-        "data": first["data"],
-        "score_name": first.get("score_name", "score"),
-        "behavior_score": round(first["behavior_score"], 2),
+        "data": finished[0]["data"],
+        "score_name": finished[0]["score_name"],
+        "behavior_score": finished[0]["behavior_score"],
         "common_flags": experiment.common,
-        "evaluated": f"last checkpoint, {args.episodes} episodes, {env} v4; best: of the run's 10-episode evaluations",
+        "evaluated": f"last checkpoint, {args.episodes} episodes, {finished[0]['env']} v4; best: of 10 episodes each",
         "rows": table,
     }
     for row, r in table.items():
@@ -246,7 +256,7 @@ def main() -> None:
             f"{row:48} last {r['last_score_mean']:6.2f} ± {r['last_score_std_over_seeds']}  {r['last_score_by_seed']}"
         )
     print(f"{'the data':48} mean {result['behavior_score']:6.2f}")
-    print(draw(name, curves, first), write(name, result))
+    print(draw(name, by_row), write(name, result))
 
 
 if __name__ == "__main__":
