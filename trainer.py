@@ -168,10 +168,10 @@ def estimate_of(run: Run | SeedsRun, argv: list[str]) -> str:
 def load_config(argv: list[str]) -> tuple:
     """The config, and what is to be continued: a checkpoint, a folder of several seeds', or None."""
     if argv_value("--preset", argv) == "auto":
-        plain = parse(with_preset(argv, "none"))
-        if not issubclass(utils.agent_of(plain.agent), OnlineAgent) and can_estimate(plain):
-            name = estimate.largest_that_fits(presets_of(argv), plain.hours)
-            print(f"preset      {name}, the longest that ends within --hours {plain.hours:g} here")
+        cfg = parse(with_preset(argv, "none"))
+        if not issubclass(utils.agent_of(cfg.agent), OnlineAgent) and can_estimate(cfg):
+            name = estimate.largest_that_fits(presets_of(argv), cfg.hours)
+            print(f"preset      {name}, the longest that ends within --hours {cfg.hours:g} here")
             argv = with_preset(argv, name)
     path = argv_value("--resume", argv)
     seeds = sorted(Path(path).glob("*/last_checkpoint.pt")) if path else []

@@ -6,9 +6,9 @@
     python benchmarks/scores.py decision_hopper --file ...        (also decision_halfcheetah, dm_ablation)
 
 Every run is one process on one CPU thread; an interrupted run is resumed. A finished one is kept in
-benchmarks/EXPERIMENT/ and not repeated, so a table grows from day to day. `--file` is an HDF5 file in D4RL's layout; its
-name and SHA-256 are in the result. `--seeds 0` trains and evaluates that seed alone, `--rows Bamba` those rows whose
-name holds the word; `--table` trains nothing and writes the table of what is kept.
+benchmarks/EXPERIMENT/ and not repeated, so a table grows from day to day. `--file` is an HDF5 file in D4RL's layout;
+its name and SHA-256 are in the result. `--seeds 0` trains and evaluates that seed alone, `--rows Bamba` those rows
+whose name holds the word; `--table` trains nothing and writes the table of what is kept.
 """
 
 import argparse

@@ -518,8 +518,8 @@ def test_other_refusals():
         make("dm").reset(2, math.inf)
     with pytest.raises(ValueError, match="2 or more"):
         make("dm", inference="staggered", context_length=1)
-    with pytest.raises(ValueError, match="bamba has no preset .upstream."):
-        parse(["--agent", "bamba", "--preset", "upstream"])
+    with pytest.raises(ValueError, match="dqn has no preset .upstream."):
+        parse(["--agent", "dqn", "--preset", "upstream"])
 
 
 @pytest.mark.cuda

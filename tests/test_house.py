@@ -81,7 +81,7 @@ def test_imports_climb(path):
 def test_every_flag_is_read(agent):
     source = "\n".join(p.read_text() for p in FILES if p.parent.stem != "config")
     unread = [f.name for f in fields(CONFIGS[agent]) if not re.search(rf"\bcfg\.{f.name}\b", source)]
-    assert unread == ["preset"]  # read by config.parse itself, before there is a cfg
+    assert set(unread) <= {"preset"}  # read by config.parse itself, before there is a cfg
 
 
 def test_importing_an_agent_needs_torch_and_numpy_alone():

@@ -339,11 +339,12 @@ def test_flags_win_over_presets_and_presets_over_defaults():
 
 def test_a_long_run_says_how_long_it_takes_and_what_ends_sooner(monkeypatch):
     argv = ["--dataset", "mine.hdf5", "--env", "hopper", "--seed", "1"]
-    speeds = {"none": 0.5, "small": 0.02, "quick": 0.01}
+    speeds = {"none": 0.5, "small": 0.02, "quick": 0.01, "base": 1.0, "upstream": 2.0}
     monkeypatch.setattr(trainer.estimate, "seconds_per_update", lambda cfg: speeds[cfg.preset])
     said = trainer.estimate.sentence(parse(argv), trainer.presets_of(argv))
     assert "about 139 h on this CPU (2.0 updates/s)" in said
-    assert "--preset small about 33 min" in said and "--preset quick about 50 s" in said
+    assert "--preset small about 33 min" in said and "--preset quick about 2 min" in said
+    assert "--preset base" not in said  # which takes longer
     assert "preset" not in trainer.estimate.sentence(parse(["--preset", "small", *argv]), trainer.presets_of(argv))
     assert trainer.estimate.largest_that_fits(trainer.presets_of(argv), 1.0) == "small"
     assert trainer.estimate.largest_that_fits(trainer.presets_of(argv), 200.0) == "none"

@@ -179,7 +179,8 @@ def test_medium_replay_is_rolled_along_the_ladder(tmp_path, monkeypatch):
     assert ends[[b - 1 for b in bounds[1:]]].all()  # every rung's part ends an episode
     for policy, begin, end in zip(behaviour.policy_snapshots("hopper"), bounds, bounds[1:]):  # each on its own rows
         low, high = (policy(states[begin:end], np.full((end - begin, 3), z, np.float32)) for z in (-6, 6))
-        assert (low <= actions[begin:end]).all() and (actions[begin:end] <= high).all()
+        near = 1e-5  # a saturated tanh is rounded as the batch's size has it
+        assert (low - near <= actions[begin:end]).all() and (actions[begin:end] <= high + near).all()
 
 
 def test_sizes_are_d4rls_unless_told(tmp_path, monkeypatch):
