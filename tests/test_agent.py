@@ -380,6 +380,7 @@ def test_bf16_is_near_fp32(tiny):
     assert all(p.dtype == torch.float32 for p in twin.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
 def test_compiled_equals_eager(tiny):
     agent = Bamba(tiny(drop_p=0.0, action_noise=0.0, n_layers=1), SPEC).train()

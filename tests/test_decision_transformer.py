@@ -388,6 +388,7 @@ class Blind(nn.Module):
         return F.silu(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, solves", [("dt", True), ("dmamba", True), ("blind", False)])
 def test_an_action_that_depends_on_ten_steps_ago(kind, solves, monkeypatch):
     """E11, second half: a_t is what the state showed 10 steps before; no single state says it."""
@@ -434,6 +435,7 @@ def test_bf16_is_near_fp32():
         torch.testing.assert_close(a[key], b[key], rtol=3e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
 def test_compiled_equals_eager():
     agent = make("dm", drop_p=0.0, n_layers=1, refresh_every=1, num_epochs=1, updates_per_epoch=4)

@@ -416,6 +416,7 @@ def brakes(state: torch.Tensor) -> torch.Tensor:
     return torch.full((len(state),), 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "env, policy, episodes, low, high, outcome",
     [
@@ -480,6 +481,7 @@ def test_bad_settings_end_in_a_sentence(more, words, tmp_path, capsys):
     assert stop.value.code == 2 and words in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "env, more",
     [

@@ -121,6 +121,7 @@ def test_trunk_refuses_and_drops_only_in_training():
         Trunk([], 8, torch.nn.RMSNorm, 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
 def test_a_copy_of_a_compiled_encoder_computes_with_its_own_weights(tiny):
     encoder = Encoder(tiny(compile=True, n_layers=1), 4, 3).eval()

@@ -51,6 +51,7 @@ def assert_same_run(one, other, exact: bool = False) -> None:
             assert a[k] == pytest.approx(b[k], rel=0 if exact else 1e-3, abs=0 if exact else 1e-4), k
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", [[], ["--agent", "dt", "--n_heads", "2", "--drop_p", "0"]], ids=["bamba", "dt"])
 def test_each_seed_is_the_run_it_would_have_been_alone(agent, hopper_file, tmp_path, capsys):
     known = {f.name for f in fields(CONFIGS[agent[1] if agent else "bamba"])}
@@ -69,6 +70,7 @@ def test_each_seed_is_the_run_it_would_have_been_alone(agent, hopper_file, tmp_p
     assert utils.main(["--checkpoint", str(group[0]), "--episodes", "1"]) == 0
 
 
+@pytest.mark.slow
 def test_stopped_they_go_on_as_if_nothing_had_happened_together_or_alone(hopper_file, tmp_path, monkeypatch):
     calm = folders(together(hopper_file, tmp_path / "calm"))
 

@@ -502,6 +502,7 @@ def only(folder, agent: str):
     return found
 
 
+@pytest.mark.slow
 def test_the_users_commands_on_a_file_in_antmazes_layout(tmp_path, field, capsys, monkeypatch):
     """offline_trainer, utils, online_trainer, utils, as the README has them; stopped and resumed to the bit."""
     name = "antmaze-medium-navigate-v0"

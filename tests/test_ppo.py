@@ -372,6 +372,7 @@ def deterministic(agent: PPO) -> float:
     return float(utils.evaluate(agent, lambda mode: Slope(20, 2), 20, 100).returns.mean())
 
 
+@pytest.mark.slow
 def test_a_weak_policy_gets_better_and_never_much_worse(tmp_path):
     """P6 for a cloned sequence policy, on three seeds."""
     init = weak(tmp_path / "weak.pt", tmp_path)
@@ -417,6 +418,7 @@ def only_run(out):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["dmamba", "bamba", "none"])
 def test_a_run_can_be_stopped_resumed_and_evaluated(system, checkpoint, tmp_path, monkeypatch, capsys):
     """P8 through the front door, in MuJoCo's hopper: told to stop in mid-rollout, it ends with the bits of a calm run,

@@ -125,6 +125,7 @@ def wait_for_update(out, update: int, child: subprocess.Popen) -> None:
     raise AssertionError(f"no update {update} within two minutes")
 
 
+@pytest.mark.slow
 def test_killed_and_told_to_stop_a_run_ends_as_if_nothing_had_happened(hopper_file, tmp_path):
     """SIGTERM in mid-epoch, SIGKILL at a random moment after that: weights, log and scores are the same to the bit."""
     more = {"updates_per_epoch": 20, "num_epochs": 16, "eval_freq": 8}

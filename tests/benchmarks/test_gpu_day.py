@@ -49,6 +49,7 @@ def test_every_agent_layer_and_mode_is_measured(day):
     assert keys[0] == ("bamba", "tf32", "compile+graph")
 
 
+@pytest.mark.slow
 def test_cheap_stages_in_miniature(tmp_path):
     ran, record = run(tmp_path, "--rehearse", "--stages", "layers_agree", "agents_agree", "many_seeds", "acting")
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -59,6 +60,7 @@ def test_cheap_stages_in_miniature(tmp_path):
     assert "layers_agree [ok" in ran.stdout and len(ran.stdout) < 12_000
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_is_told_and_the_next_one_runs(tmp_path):
     lost = str(tmp_path / "lost.hdf5")
     ran, record = run(tmp_path, "--rehearse", "--stages", "train", "layers_agree", "--train_dataset", lost)

@@ -65,6 +65,7 @@ def train_half(rank: int, kind: str, file, place, out) -> None:
     distributed.leave()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_are_one_with_both_batches(kind, hopper_file, tmp_path):
     agent, batches = make(kind, hopper_file)

@@ -124,6 +124,7 @@ def test_environments_are_gymnasiums(tool, env):
     assert ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ppo", "sac", "sbx"])
 def test_the_exported_actor_acts_as_the_trained_one(tool, tmp_path, algorithm):
     """PPO's with the normalisation of observations folded in, and tanh taken out of the environment."""
@@ -146,6 +147,7 @@ def test_the_exported_actor_acts_as_the_trained_one(tool, tmp_path, algorithm):
     np.testing.assert_allclose(policy(states, zeros), actions, atol=5e-3)  # float16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ppo", "sac"])
 def test_a_killed_training_goes_on_from_its_checkpoint(tool, tmp_path, algorithm, monkeypatch):
     cfg = tool.Train("hopper", algorithm, steps=192, eval_every=64, save_every=64, work_dir=tmp_path)

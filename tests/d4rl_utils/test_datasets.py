@@ -168,6 +168,7 @@ def test_unknown_names(folder):
             open_dataset(*arguments, dataset_dir=folder)
 
 
+@pytest.mark.slow
 def test_the_quick_preset_needs_no_network(folder, network, tmp_path, monkeypatch):
     """Also where D4RL's data are a replay buffer: the ladder stands for it."""
     ship_policies(tmp_path / "policies", monkeypatch, ("ladder",), "walker2d")

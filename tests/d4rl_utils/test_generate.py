@@ -105,6 +105,7 @@ def test_episodes_end_by_time_after_1000_steps():
     assert np.flatnonzero(columns["timeouts"]).tolist() == [999, 1999, 2499] and not columns["terminals"].any()
 
 
+@pytest.mark.slow
 def test_short_episodes_are_not_over_represented(monkeypatch):
     """With nearly as many lanes as episodes, the first to end would be 6 steps shorter than the mean of 21."""
     lengths = np.diff(np.flatnonzero(roll(shard(transitions=6000))["terminals"]), prepend=-1)

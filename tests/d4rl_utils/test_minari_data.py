@@ -167,6 +167,7 @@ def test_other_spaces_are_refused(env, words):
         open_data(BambaConfig(dataset="minari:test/other-v0"))
 
 
+@pytest.mark.slow
 def test_importing_does_not_need_minari():
     code = "import sys; sys.modules['minari'] = None; import d4rl_utils, d4rl_utils.__main__, agent"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=trainer.Path(trainer.__file__).parent)

@@ -144,6 +144,7 @@ def test_a_missing_simulator_is_named(monkeypatch):
         make_env("LunarLander-v3")
 
 
+@pytest.mark.slow
 def test_a_run_on_a_file_of_another_environment(reach_file, tmp_path, capsys):
     """From file to evaluation: episodes by the environment's limit, actions in its bounds, returns for scores."""
     out = tmp_path / "out"

@@ -182,6 +182,7 @@ def test_a_few_tokens_at_a_time_are_all_at_once(cuts):
 # -- against code that we did not write -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [3, 20, 130])
 def test_mamba2_is_transformers_mamba2(length):
     pytest.importorskip("transformers")
@@ -305,6 +306,7 @@ def test_step_leaves_its_input_alone(make):
     )
 
 
+@pytest.mark.slow
 def test_compiled_is_eager():
     """At this length compiling also changes the dual form to sums. The backward is checked without code generation."""
     layer, u, results = LAYERS[0](), torch.randn(2, 5, 16), []

@@ -52,6 +52,7 @@ def tool(monkeypatch, tmp_path):
     return train_walker
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_and_its_best_rung_is_shipped(tool, tmp_path, monkeypatch):
     cfg = tool.Walker("train", steps=80, eval_every=40, work_dir=tmp_path)
     with pytest.raises(SystemExit, match="train first"):
