@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from harness import ROOT, VARIANTS, keep, kept, median_seconds, write
+from harness import ROOT, VARIANTS, keep, kept, median_seconds, put_into_page, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -74,10 +74,11 @@ def objectives(env: str) -> Experiment:
 
 QUICK = ["--preset", "quick"]
 
+BODIES = ("hopper", "walker2d", "halfcheetah")
 EXPERIMENTS = {
     # what `make train` does, with other seeds; it rolls its own data
     "quick": Experiment(QUICK, {"Bamba": [], "cloning": ["--objective", "bc", "--critic_pretrain", "0"]}, [*range(10)]),
-    **{f"objectives_{env}": objectives(env) for env in ("hopper", "walker2d", "halfcheetah")},
+    **{f"objectives_{env}": objectives(env) for env in BODIES},
     "cloning_walker2d": cloning("walker2d"),
     "cloning_halfcheetah": cloning("halfcheetah"),
     # do local data teach what D4RL's policy, rolled again, does? (its row: hopper_medium, bamba, seed 0)
@@ -179,6 +180,33 @@ def summary(runs: dict[int, dict]) -> dict:
     }
 
 
+def mean_and_std(values: list[float]) -> str:
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def objectives_table() -> str:
+    """docs/results.md's table: a row's last checkpoint and the mean of its last five evaluations, body by body."""
+    found = {env: list(kept(f"objectives_{env}").values()) for env in BODIES}
+    lines = [
+        "| last checkpoint; mean of the last five evaluations | " + " | ".join(BODIES) + " | mean | updates/s |",
+        "|---|" + "---:|" * (len(BODIES) + 2),
+    ]
+    for row in EXPERIMENTS["objectives_hopper"].rows:
+        cells, means, rates = [], [], []
+        for env in BODIES:
+            runs = [run for run in found[env] if run["row"] == row]
+            last = [run["score"] for run in runs]
+            late = [statistics.mean(score for _, score in run["curve"][-5:]) for run in runs]
+            cells.append(f"{mean_and_std(last)}; {statistics.mean(late):.1f} ({len(runs)})" if runs else "")
+            means += [statistics.mean(last)] if runs else []
+            rates += [run["updates_per_s"] for run in runs]
+        mean = f"{statistics.mean(means):.1f}" if len(means) == len(BODIES) else ""
+        if rates:
+            lines.append(f"| {row} | {' | '.join(cells)} | {mean} | {statistics.median(rates):.0f} |")
+    levels = [f"{found[env][0]['behavior_score']:.1f}" if found[env] else "" for env in BODIES]
+    return "\n".join([*lines, f"| the data | {' | '.join(levels)} | | |"])
+
+
 def draw(name: str, rows: dict[str, dict[int, dict]]) -> Path:
     """Score against updates: mean over seeds, shaded from the least to the greatest of them."""
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -261,6 +289,9 @@ def main() -> None:
         )
     print(f"{'the data':48} mean {result['behavior_score']:6.2f}")
     print(draw(name, by_row), write(name, result))
+    if name.startswith("objectives"):
+        page = ROOT / "docs" / "results.md"
+        put_into_page("python benchmarks/scores.py objectives_BODY", objectives_table(), page)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Updates per second of the main job, beside its peers and beside the machine's limit.
 
-    python benchmarks/update_speed.py [--presets upstream small] [--device cpu] [--threads 1]
+    python benchmarks/update_speed.py [--presets upstream "upstream small"] [--device cpu] [--threads 1]
+    python benchmarks/update_speed.py --segments 4 16 --threads 1       windows beside segments, and nothing else
 
 Peers, in the same agent: (a) the state-space layer as a loop over time, its definition; (b) the Mamba-2 block of
 `transformers` (PyTorch path), for each chunk size asked for. The limit: the matrix products of one update, counted,
@@ -20,7 +21,7 @@ import model
 from agent import Bamba
 from common import device as devices
 from common.interface import EnvSpec
-from common.windows import Window
+from common.windows import Segment, Window
 from config import parse
 from networks import mamba
 
@@ -28,9 +29,19 @@ WARMUP = 4  # turns; in them things are compiled, allocated, captured
 SPEC = EnvSpec(state=11, action=3, low=(-1.0,) * 3, high=(1.0,) * 3)  # hopper
 
 
-def batch(cfg, device: str) -> Window:
+def batch(cfg, device: str) -> Window | Segment:
+    """Noise for one update of `batch_size` transitions."""
     b, k = cfg.batch_size, cfg.context_length
     r = lambda *shape: torch.randn(*shape, device=device)  # noqa: E731
+    if cfg.train_on == "segments":
+        b, one = b // k, torch.ones(b // k, k, device=device)
+        states, action, reward, next_action = (
+            r(b, k + 1, SPEC.state),
+            r(b, k, SPEC.action),
+            r(b, k),
+            r(b, k, SPEC.action),
+        )
+        return Segment(states, action.tanh(), reward, one, next_action.tanh(), one, r(b, k), one)
     return Window(
         r(b, k, SPEC.state), r(b, SPEC.action).tanh(), r(b), r(b, k, SPEC.state), torch.ones(b, device=device)
     )
@@ -102,6 +113,33 @@ class patched:
             setattr(self.owner, k, v)
 
 
+def segments_beside_windows(args, device: str) -> None:
+    """Trained transitions a second: segments of T steps beside windows, both 256 transitions an update."""
+    rows, windows = [], {}
+    for preset in ("upstream", "upstream small"):
+        plain = replace(parse(VARIANTS[preset]), device=device, cuda_graphs=False)
+        kinds = {f"windows, K {plain.context_length}": plain}
+        for t in args.segments:
+            kinds[f"segments, T {t}"] = replace(plain, train_on="segments", context_length=t, drop_p=0.0)
+        kinds |= {f"{what}, compiled": replace(cfg, compile=True) for what, cfg in kinds.items()}
+        for what, cfg in kinds.items():
+            torch._dynamo.reset()
+            seconds, least, _ = measure(cfg, device, args.repeats)
+            rate = cfg.batch_size / seconds
+            base = windows.setdefault((preset, cfg.compile), rate)  # windows come first
+            eager = windows[preset, False]
+            rows.append(
+                {"preset": preset, "what": what, "ms": round(seconds * 1e3, 2), "least_ms": round(least * 1e3, 2)}
+            )
+            rows[-1] |= {"transitions_per_s": round(rate), "times_windows": round(rate / base, 2)}
+            rows[-1]["times_eager_windows"] = round(rate / eager, 2)
+            print(
+                "{preset:14} {what:26} {ms:>8} ms {transitions_per_s:>7}/s {times_windows}".format(**rows[-1]),
+                flush=True,
+            )
+    print(write(f"segments_speed_{device}" + (f"_{args.threads}_thread" if args.threads else ""), {"rows": rows}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["upstream", "upstream small"])
@@ -109,11 +147,14 @@ def main() -> None:
     parser.add_argument("--chunk_sizes", nargs="+", type=int, default=[5, 8], help="of transformers' block")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice); in the file's name")
+    parser.add_argument("--segments", nargs="+", type=int, help="lengths T of segments to time beside windows")
     args = parser.parse_args()
     device, rows, limits = args.device, [], {}
     devices.keep_freed_memory()  # as the trainer does
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.segments:
+        return segments_beside_windows(args, device)
 
     def row(preset: str, what: str, precision: str, cfg, repeats: int = args.repeats) -> None:
         torch._dynamo.reset()

@@ -41,7 +41,8 @@ class TargetNetwork(nn.Module):
     @torch.no_grad()
     def polyak_update(self, online: nn.Module, tau: float) -> None:
         """Polyak average: mine ← (1 − τ)·mine + τ·online, all parameters in one call."""
-        torch._foreach_lerp_(list(self.net.parameters()), [p.detach() for p in online.parameters()], tau)
+        if mine := list(self.net.parameters()):  # no encoder has none
+            torch._foreach_lerp_(mine, [p.detach() for p in online.parameters()], tau)
 
 
 class RunningMeanStd(nn.Module):
