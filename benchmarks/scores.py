@@ -60,7 +60,7 @@ def decision(env: str) -> Experiment:
 
 def objectives(env: str) -> Experiment:
     """Bamba as it is trained by default, beside the same code without an encoder and with other objectives."""
-    common = ["--preset", "small", "--env", env, "--num_epochs", "30", "--eval_freq", "2", "--save_freq", "2"]
+    common = ["--preset", "small", "--env", env, "--num_epochs", "30", "--eval_freq", "2", "--save_freq", "5"]
     mlp = ["--encoder", "none"]
     rows = {
         "Bamba": [],

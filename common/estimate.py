@@ -37,7 +37,9 @@ def seconds_per_update(cfg) -> float:
     spec = agent_class.make_eval_env(cfg).spec
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         write_noise(Path(folder) / "noise.hdf5", spec.state, spec.action)
-        cfg = replace(cfg, compile=False, device="cpu", dataset=str(Path(folder) / "noise.hdf5"), pct_traj=1.0)
+        cfg = replace(
+            cfg, compile=False, device="cpu", dataset=str(Path(folder) / "noise.hdf5"), pct_traj=1.0, observe="full"
+        )
         sampler, _ = agent_class.open_data(cfg, "cpu", 0)
         agent = agent_class(cfg, spec, "cpu").train()
         agent.fit_normalizer(sampler)

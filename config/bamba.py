@@ -88,9 +88,9 @@ class ObjectiveConfig:
     """hidden layers of actor and critics"""
     critic_layernorm: bool = True
     """LayerNorm behind every hidden layer of the critics; rebrac wants it"""
-    lr_schedule: Literal["constant", "cosine"] = "constant"
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
     """what the learning rate does after the warm-up; cosine: it ends at 0"""
-    eval_ema: Share = 0.0
+    eval_ema: Share = 0.999
     """decay of a running mean of encoder and actor that acts in evaluations; 0: they act themselves"""
     critic_input: Literal["state", "embedding", "embedding_detached"] = "state"
     """what Q sees: the present state, or the embedding, which then gets the critic's gradient or does not"""
@@ -139,6 +139,8 @@ UPSTREAM = {  # what was published: TD3+BC's objective on windows
     "critic_pretrain": 0,
     "head_depth": 2,
     "critic_layernorm": False,
+    "lr_schedule": "constant",
+    "eval_ema": 0.0,
     "learning_rate": 3e-4,
     "weight_decay": 1e-4,
 }

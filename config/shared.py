@@ -85,6 +85,8 @@ class Data:
     """how many transitions a local dataset holds; 0: 1M, and for medium-replay as many as D4RL's (202k to 402k)"""
     pct_traj: ShareAbove0 = 1.0
     """learn from the episodes of highest return that hold this share of the transitions; with cloning: %BC"""
+    observe: str = "full"
+    """what is shown of states, in data and environment: full, positions, noisy:0.1, delay:3, drop:0.1, flicker:0.2"""
     env_version: str = "v4"
     """version of D4RL's bodies in Gymnasium; v4 moves as D4RL's did"""
 

@@ -10,20 +10,22 @@ from d4rl_utils.environment import time_limit
 from d4rl_utils.filters import best_episodes, check_share
 from d4rl_utils.generate.rollout import local_file, local_levels, local_names, make_local
 from d4rl_utils.names import DIMS, ENVS, REGISTRY, check_name, split_name, usual_transitions
+from d4rl_utils.observe import parse_observe, partly
 from d4rl_utils.reader import Dataset, read_hdf5
-from d4rl_utils.resolve import SOURCES, resolve_dataset
+from d4rl_utils.resolve import SOURCES, body_of, resolve_dataset
 
 log = logging.getLogger(__name__)
 
 
 def open_data(cfg) -> Dataset:
-    """The data that the settings `cfg` ask for (`wanted`, `best_episodes`), with their identity.
+    """The data that the settings `cfg` ask for (`resolve_dataset`, `best_episodes`, `partly`), with their identity.
 
     Raises what `open_dataset`, `read_hdf5` and `minari_data.read_minari` raise, and ValueError for a file that is known
     to be of another body.
     """
     check_share(cfg.pct_traj)  # before a download
-    return best_episodes(_whole(cfg), cfg.pct_traj)
+    parse_observe(cfg.observe)
+    return partly(best_episodes(_whole(cfg), cfg.pct_traj), cfg.observe, body_of(resolve_dataset(cfg)))
 
 
 def _whole(cfg) -> Dataset:

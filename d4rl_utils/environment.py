@@ -9,7 +9,8 @@ from importlib.metadata import version as installed
 
 from common.env_spec import EnvSpec, EvalEnv
 from d4rl_utils.names import ENVS, d4rl_score, suggest
-from d4rl_utils.resolve import is_id, resolve_dataset
+from d4rl_utils.observe import Observe, parse_observe
+from d4rl_utils.resolve import body_of, is_id, resolve_dataset
 
 log = logging.getLogger(__name__)
 
@@ -22,22 +23,40 @@ def make_eval_env(cfg) -> EvalEnv:
 
     Raises ValueError for unknown names, and for Minari's data that are neither here nor to be had.
     """
-    want, version = resolve_dataset(cfg), cfg.env_version
+    want, version, observe = resolve_dataset(cfg), cfg.env_version, parse_observe(cfg.observe)
     if want.kind == "minari":
         from d4rl_utils import minari_data
 
         found = minari_data.open_minari(want.place)
         score, scale = minari_data.scale_of(found)
-        return describe_env(found.env_spec.id, functools.partial(minari_data.environment, found), score, scale)
-    return eval_env_of(want.env, version)
+        name, make = found.env_spec.id, functools.partial(minari_data.environment, found)
+    else:
+        name, make, score, scale = scored_env(want.env, version)
+    if observe.kind == "full":
+        return describe_env(name, make, score, scale)
+    body = body_of(want)
+    observe.width(body, 0)  # raises before there is an environment
+    return describe_env(f"{name}, {cfg.observe}", functools.partial(make_observed, make, observe, body), score, scale)
 
 
 def eval_env_of(env: str, version: str = "v4") -> EvalEnv:
     """The environment `env` of `make_env`."""
+    return describe_env(*scored_env(env, version))
+
+
+def scored_env(env: str, version: str) -> tuple[str, Callable, Callable[[float], float] | None, str]:
+    """Name, maker, score and scale of `make_env`'s environment."""
     make = functools.partial(make_env, env, version)
     if env in ENVS:
-        return describe_env(f"{env} {version}", make, functools.partial(d4rl_score, env), "D4RL's scale")
-    return describe_env(env, make, None, "")
+        return f"{env} {version}", make, functools.partial(d4rl_score, env), "D4RL's scale"
+    return env, make, None, ""
+
+
+def make_observed(make: Callable, observe: Observe, body: str, render_mode: str | None = None):
+    """An environment of `make`, of whose states only a part is shown."""
+    from d4rl_utils.observed_env import ObservedEnv
+
+    return ObservedEnv(make(render_mode=render_mode), observe, body)
 
 
 def describe_env(name: str, make: Callable, score: Callable[[float], float] | None, scale: str) -> EvalEnv:

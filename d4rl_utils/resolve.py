@@ -54,6 +54,12 @@ def resolve_dataset(cfg) -> DatasetRequest:
     )
 
 
+def body_of(want: DatasetRequest) -> str:
+    """D4RL's body that the data are of, or "": Minari's say it in the middle of their name."""
+    named = want.place.split("/")[1:2] if want.kind == "minari" else [want.env]
+    return next((name for name in named if name in ENVS), "")
+
+
 def is_id(env: str) -> bool:
     """Whether `env` looks like an id of Gymnasium's (Hopper-v4, package:Name-v0), not like a body of D4RL's."""
     head, dash, version = env.rpartition("-v")

@@ -14,7 +14,7 @@ from common.windows import FrameStack, SequenceSampler, WindowSampler
 from config import BambaConfig, MLPConfig, PPOConfig
 from model import Normalizer
 
-NEW_ENCODER = {"train_on": "windows", "context_length": 5, "state_skip": False, "head_depth": 2}
+NEW_ENCODER = {"train_on": "windows", "context_length": 5, "state_skip": False, "head_depth": 2, "eval_ema": 0.0}
 
 
 class MLPPolicy(FramePolicy):
