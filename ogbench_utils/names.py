@@ -19,7 +19,7 @@ SCORE_NAMES = {
 SERVERS = ("https://rail.eecs.berkeley.edu/datasets/ogbench/",)
 
 
-class Facts(NamedTuple):
+class DatasetSize(NamedTuple):
     """One of OGBench's data sets."""
 
     episodes: int  # for training; a tenth more are for validation
@@ -28,21 +28,21 @@ class Facts(NamedTuple):
 
 # fmt: off
 DATASETS = {
-    "pointmaze-medium-navigate-v0": Facts(1000, 1000),
-    "pointmaze-large-navigate-v0": Facts(1000, 1000),
-    "pointmaze-giant-navigate-v0": Facts(500, 2000),
-    "pointmaze-medium-stitch-v0": Facts(5000, 200),
-    "pointmaze-large-stitch-v0": Facts(5000, 200),
-    "antmaze-medium-navigate-v0": Facts(1000, 1000),
-    "antmaze-large-navigate-v0": Facts(1000, 1000),
-    "antmaze-medium-stitch-v0": Facts(5000, 200),
-    "antmaze-large-stitch-v0": Facts(5000, 200),
-    "antmaze-medium-explore-v0": Facts(10_000, 500),
-    "antmaze-large-explore-v0": Facts(10_000, 500),
-    "humanoidmaze-medium-navigate-v0": Facts(1000, 2000),
-    "humanoidmaze-large-navigate-v0": Facts(1000, 2000),
-    "humanoidmaze-medium-stitch-v0": Facts(5000, 400),
-    "humanoidmaze-large-stitch-v0": Facts(5000, 400),
+    "pointmaze-medium-navigate-v0": DatasetSize(1000, 1000),
+    "pointmaze-large-navigate-v0": DatasetSize(1000, 1000),
+    "pointmaze-giant-navigate-v0": DatasetSize(500, 2000),
+    "pointmaze-medium-stitch-v0": DatasetSize(5000, 200),
+    "pointmaze-large-stitch-v0": DatasetSize(5000, 200),
+    "antmaze-medium-navigate-v0": DatasetSize(1000, 1000),
+    "antmaze-large-navigate-v0": DatasetSize(1000, 1000),
+    "antmaze-medium-stitch-v0": DatasetSize(5000, 200),
+    "antmaze-large-stitch-v0": DatasetSize(5000, 200),
+    "antmaze-medium-explore-v0": DatasetSize(10_000, 500),
+    "antmaze-large-explore-v0": DatasetSize(10_000, 500),
+    "humanoidmaze-medium-navigate-v0": DatasetSize(1000, 2000),
+    "humanoidmaze-large-navigate-v0": DatasetSize(1000, 2000),
+    "humanoidmaze-medium-stitch-v0": DatasetSize(5000, 400),
+    "humanoidmaze-large-stitch-v0": DatasetSize(5000, 400),
 }
 # fmt: on
 

@@ -424,7 +424,7 @@ def brakes(state: torch.Tensor) -> torch.Tensor:
         ("highway-fast-v0", brakes, 8, 20, 22, "crash"),
     ],
 )
-def test_the_judge_gives_known_policies_what_they_are_worth(env, policy, episodes, low, high, outcome):
+def test_evaluation_gives_known_policies_what_they_are_worth(env, policy, episodes, low, high, outcome):
     """The lander's controller solves its task; who always brakes on the highway earns the published best of 21."""
     place = open_discrete(env, False)
     known = type("Known", (DQN,), {"act": lambda self, state, reward, memory: (policy(state), memory)})
@@ -454,7 +454,7 @@ def test_every_mixer_trains_and_is_evaluated(mixer, tmp_path, capsys):
     assert sum(shares) == pytest.approx(1) and len(record["returns"]) == 3 and record["baseline_returns"]
 
 
-def test_a_checkpoint_that_was_kept_to_be_judged_cannot_be_resumed(tmp_path, capsys):
+def test_a_checkpoint_that_was_kept_for_evaluation_cannot_be_resumed(tmp_path, capsys):
     trainer.main(flags(tmp_path, env="CartPole-v1", mixer="none", env_steps=60))
     with pytest.raises(SystemExit):
         trainer.main(["--resume", str(only_run(tmp_path) / "best_checkpoint.pt")])

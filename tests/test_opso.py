@@ -603,7 +603,7 @@ def test_losses_fall_on_a_few_segments(maze_file):
     torch.testing.assert_close(agent.bank.norm(dim=1), torch.ones(8))
 
 
-def test_the_judge_plays_every_task_and_asks_for_its_goal(maze_file):
+def test_evaluation_plays_every_task_and_asks_for_its_goal(maze_file):
     cfg = tiny()
     agent = Opso(cfg, SPEC)
     agent.fit_normalizer(sampler(maze_file, cfg))

@@ -269,7 +269,7 @@ def test_an_abandoned_episode_ends_where_it_is(checkpoint):
 
 
 @pytest.mark.parametrize("system", AGENTS)
-def test_judged_before_the_first_step_it_is_the_offline_agent(system, checkpoint, tmp_path):
+def test_evaluated_before_the_first_step_it_is_the_offline_agent(system, checkpoint, tmp_path):
     """P7, and that a checkpoint of PPO's is whole: it wakes where the offline one has gone, which it left as it was."""
     path = tmp_path / "ppo.pt"
     init = checkpoint(system)

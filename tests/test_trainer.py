@@ -72,7 +72,7 @@ def test_a_run_without_evaluation_still_leaves_a_checkpoint(hopper_file, tmp_pat
     assert (tmp_path / "best_checkpoint.pt").samefile(folder / "last_checkpoint.pt")
 
 
-def test_the_judge_prints_the_same_numbers_twice(hopper_file, tmp_path, capsys):
+def test_utils_prints_the_same_numbers_twice(hopper_file, tmp_path, capsys):
     trainer.main(flags(hopper_file, tmp_path / "out", num_epochs=1, eval_freq=1))
     checkpoint, out = tmp_path / "out" / "best_checkpoint.pt", tmp_path / "score.json"
     capsys.readouterr()

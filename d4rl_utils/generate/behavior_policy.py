@@ -51,15 +51,15 @@ def rollout_returns(policy: Policy, env: str, episodes: int, seed: int) -> np.nd
     from d4rl_utils.environment import MAX_EPISODE_STEPS
     from d4rl_utils.generate.vector_env import BatchedMujoco
 
-    world = BatchedMujoco(env, seed + np.arange(episodes))
+    envs = BatchedMujoco(env, seed + np.arange(episodes))
     rng = np.random.default_rng(seed)
     returns, live = np.zeros(episodes), np.arange(episodes)
     for _ in range(MAX_EPISODE_STEPS):
         noise = rng.standard_normal((len(live), policy.mean[1].size), np.float32)
-        rewards, terminals = world.step(live, policy(world.states[live], noise))
+        rewards, terminals = envs.step(live, policy(envs.states[live], noise))
         returns[live] += rewards
         live = live[~terminals]
         if not len(live):
             break
-    world.close()
+    envs.close()
     return returns

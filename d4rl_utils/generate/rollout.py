@@ -246,7 +246,7 @@ def roll(shard: Shard, progress: Callable[[int], object] = lambda n: None) -> di
     state_dim, action_dim = DIMS[shard.env]
     policy = shard.policy or (lambda states, noise: np.tanh(noise))
     rng = np.random.default_rng(shard.seed)
-    world = BatchedMujoco(shard.env, rng.integers(2**31, size=lanes))
+    envs = BatchedMujoco(shard.env, rng.integers(2**31, size=lanes))
 
     # what happened, by tick and lane; all lanes are busy until `steps` have been made, then at most one episode follows
     ticks = steps // lanes + 1 + MAX_EPISODE_STEPS
@@ -257,19 +257,19 @@ def roll(shard: Shard, progress: Callable[[int], object] = lambda n: None) -> di
 
     t = taken = reported = 0
     while len(live):
-        state = world.states[live]
+        state = envs.states[live]
         action = policy(state, rng.standard_normal((len(live), action_dim), np.float32))
-        reward, terminal = world.step(live, action)
+        reward, terminal = envs.step(live, action)
         length[episode[live]] += 1
         taken += len(live)
         over = terminal | (length[episode[live]] == MAX_EPISODE_STEPS)
-        for key, now in zip(record, (state, action, reward, world.states[live], terminal, over & ~terminal)):
+        for key, now in zip(record, (state, action, reward, envs.states[live], terminal, over & ~terminal)):
             record[key][t, live] = now
         t += 1
         if over.any():
             if taken < steps:
                 for lane in live[over].tolist():
-                    world.reset(lane)
+                    envs.reset(lane)
                     episode[lane] = len(began)
                     began.append(t)
                     lane_of.append(lane)
@@ -280,7 +280,7 @@ def roll(shard: Shard, progress: Callable[[int], object] = lambda n: None) -> di
         if t % 64 == 0 or not len(live):
             progress(min(taken, steps) - reported)
             reported = min(taken, steps)
-    world.close()
+    envs.close()
 
     length = length[: len(began)]
     within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)

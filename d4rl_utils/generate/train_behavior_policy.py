@@ -1,11 +1,11 @@
 """Train the behaviour policies that local data are rolled from (a tool of the project's makers; users do not need it).
 
     python -m d4rl_utils.generate.train_behavior_policy train walker2d ppo
-    python -m d4rl_utils.generate.train_behavior_policy keep walker2d ppo medium --low 2700 --high 3000 --ladder 8
-    python -m d4rl_utils.generate.train_behavior_policy keep walker2d ppo expert --low 4592
+    python -m d4rl_utils.generate.train_behavior_policy export walker2d ppo medium --low 2700 --high 3000 --ladder 8
+    python -m d4rl_utils.generate.train_behavior_policy export walker2d ppo expert --low 4592
 
 One training gives all levels of a body. `train` evaluates the *stochastic* policy, the one that will collect the data,
-every `eval_every` steps, after its weights were rounded to float16, and leaves it as a rung. `keep` ships rungs, also
+every `eval_every` steps, after its weights were rounded to float16, and leaves it as a rung. `export` ships rungs, also
 while the training goes on. Killed, a training continues from its last checkpoint when the same command is run again.
 
 D4RL's own policies are soft actor-critics. Here the algorithm is a choice, and every choice ends in the same
@@ -97,7 +97,7 @@ class Train(Training):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep(Training):
+class Export(Training):
     """Ship a policy of a training, running or over."""
 
     level: tyro.conf.Positional[str]
@@ -119,22 +119,22 @@ class LanesEnv(VecEnv):
     def __init__(self, env: str, n: int, seed: int, squash: bool):
         """With `squash`, actions are unbounded and tanh is part of the environment."""
         rng = np.random.default_rng(seed)
-        self.world, self.squash = BatchedMujoco(env, rng.integers(2**31, size=n)), squash
-        inner = self.world.envs[0]
+        self.batched, self.squash = BatchedMujoco(env, rng.integers(2**31, size=n)), squash
+        inner = self.batched.envs[0]
         self.lengths, self.lanes = np.zeros(n, np.int64), np.arange(n)
         bound = 20.0 if squash else 1.0  # Stable-Baselines3 wants bounds; tanh(20) is 1
         super().__init__(
             n,
-            gym.spaces.Box(-np.inf, np.inf, self.world.states.shape[1:], np.float32),
+            gym.spaces.Box(-np.inf, np.inf, self.batched.states.shape[1:], np.float32),
             gym.spaces.Box(-bound, bound, inner.action_space.shape, np.float32),
         )
 
     def reset(self) -> np.ndarray:
         """-> states (n, S)"""
         for lane in self.lanes:
-            self.world.reset(lane)
+            self.batched.reset(lane)
         self.lengths[:] = 0
-        return self.world.states.copy()
+        return self.batched.states.copy()
 
     def step_async(self, actions: np.ndarray) -> None:
         """Take actions (n, A)."""
@@ -142,20 +142,20 @@ class LanesEnv(VecEnv):
 
     def step_wait(self):
         """-> states (n, S), of a new episode where one is done; rewards (n,), dones (n,), infos."""
-        rewards, terminals = self.world.step(self.lanes, self.actions)
+        rewards, terminals = self.batched.step(self.lanes, self.actions)
         self.lengths += 1
         dones = terminals | (self.lengths == MAX_EPISODE_STEPS)
         infos: list[dict] = [{} for _ in self.lanes]
         for lane in np.flatnonzero(dones).tolist():
-            infos[lane]["terminal_observation"] = self.world.states[lane].copy()
+            infos[lane]["terminal_observation"] = self.batched.states[lane].copy()
             infos[lane]["TimeLimit.truncated"] = not terminals[lane]
-            self.world.reset(lane)
+            self.batched.reset(lane)
             self.lengths[lane] = 0
-        return self.world.states.copy(), rewards.astype(np.float32), dones, infos
+        return self.batched.states.copy(), rewards.astype(np.float32), dones, infos
 
     def close(self) -> None:
         """Let go of the worlds."""
-        self.world.close()
+        self.batched.close()
 
     # what else a VecEnv must have
     render_mode = None
@@ -256,12 +256,12 @@ def train(cfg: Train) -> None:
     describe(cfg, model.num_timesteps)
     fall_from = (0 if cfg.algorithm == "ppo" else cfg.steps) if cfg.fall_from is None else cfg.fall_from
     if model.num_timesteps == 0:
-        look(folder, model, before)
+        evaluate_snapshot(folder, model, before)
     while model.num_timesteps < cfg.steps:
         left = (cfg.steps - model.num_timesteps) / (cfg.steps - fall_from) if fall_from < cfg.steps else 1.0
         model.lr_schedule = ConstantSchedule(SETTINGS[cfg.algorithm].get("learning_rate", 3e-4) * min(left, 1.0))
         model.learn(cfg.eval_every, reset_num_timesteps=False)
-        look(folder, model, before)
+        evaluate_snapshot(folder, model, before)
         if model.num_timesteps % cfg.save_every < cfg.eval_every or model.num_timesteps >= cfg.steps:
             save_model(cfg, model)
 
@@ -288,7 +288,7 @@ def describe(cfg: Train, done: int) -> None:
     _whole(file, lambda path: path.write_text(json.dumps(text, indent=1, default=lambda c: c.__name__)))
 
 
-def look(folder: Path, model, before: float) -> None:
+def evaluate_snapshot(folder: Path, model, before: float) -> None:
     """Evaluate the policy as it would be shipped; keep it as a rung."""
     weights = weights_of(model)
     returns = rollout_returns(Policy(weights), folder.name.split("-")[0], 20, model.num_timesteps)
@@ -326,27 +326,27 @@ def _whole(target: Path, write) -> None:
 # -- keeping ----------------------------------------------------------------------------------------------------------
 
 
-def keep(cfg: Keep) -> None:
+def export(cfg: Export) -> None:
     """Write a level's policy beside this file, its line into the manifest, and with `--ladder` the way to it."""
     log = read_log(cfg.folder)
     steps, returns = choose(cfg, log)
     with np.load(rung_file(cfg.folder, steps)) as file:
-        ship(cfg, cfg.level, dict(file), {"steps": steps, **facts(returns)})
+        write_policy(cfg, cfg.level, dict(file), {"steps": steps, **facts(returns)})
     if cfg.ladder:
-        keep_ladder(cfg, log, steps)
+        export_snapshots(cfg, log, steps)
 
 
-def keep_ladder(cfg: Keep, log: list[dict], steps: int) -> None:
+def export_snapshots(cfg: Export, log: list[dict], steps: int) -> None:
     """Ship the way to the policy after `steps`: arrays of a policy, stacked, rung first."""
     there = np.array([row["steps"] for row in log])
     wanted = np.linspace(there[0], steps, cfg.ladder)
     rungs = [int(there[np.abs(there - want).argmin()]) for want in wanted]
     files = [np.load(rung_file(cfg.folder, snapshot)) for snapshot in rungs]
     lines = [{"steps": n, **facts(returns_of(cfg, n, 100, seed=3 * 10**6))} for n in rungs]
-    ship(cfg, "ladder", {k: np.stack([f[k] for f in files]) for k in files[0]}, {"rungs": lines})
+    write_policy(cfg, "ladder", {k: np.stack([f[k] for f in files]) for k in files[0]}, {"rungs": lines})
 
 
-def choose(cfg: Keep, log: list[dict]) -> tuple[int, np.ndarray]:
+def choose(cfg: Export, log: list[dict]) -> tuple[int, np.ndarray]:
     """-> steps of the rung that fits, and its returns over 100 episodes that had no say in the choice."""
     if cfg.high < np.inf:  # the first that is good enough; the log's 20 episodes are a hint, 100 decide
         hints = [row["steps"] for row in log if 0.9 * cfg.low <= row["return_mean"] <= 1.1 * cfg.high]
@@ -362,7 +362,7 @@ def choose(cfg: Keep, log: list[dict]) -> tuple[int, np.ndarray]:
     return steps, returns_of(cfg, steps, 100, seed=2 * 10**6)
 
 
-def returns_of(cfg: Keep, steps: int, episodes: int, seed: int) -> np.ndarray:
+def returns_of(cfg: Export, steps: int, episodes: int, seed: int) -> np.ndarray:
     """Returns (episodes,) of a rung."""
     with np.load(rung_file(cfg.folder, steps)) as file:
         returns = rollout_returns(Policy(file), cfg.env, episodes, seed)
@@ -375,12 +375,12 @@ def facts(returns: np.ndarray) -> dict:
     return {"return_mean": round(float(returns.mean()), 1), "return_std": round(float(returns.std()), 1)}
 
 
-def ship(cfg: Keep, level: str, weights: dict[str, np.ndarray], found: dict) -> None:
+def write_policy(cfg: Export, level: str, weights: dict[str, np.ndarray], found: dict) -> None:
     """The arrays into `policies/`, then their line into the manifest: no line speaks of a file that is not there."""
     name = f"{cfg.env}-{level}"
     _whole(MANIFEST.with_name(f"{name}.npz"), lambda path: np.savez_compressed(path, **weights))
     made = json.loads((cfg.folder / "settings.json").read_text())
-    kept = f"keep {cfg.env} {cfg.algorithm} {cfg.level} --seed {cfg.seed} --low {cfg.low:g} --high {cfg.high:g}"
+    kept = f"export {cfg.env} {cfg.algorithm} {cfg.level} --seed {cfg.seed} --low {cfg.low:g} --high {cfg.high:g}"
     with file_lock(cfg.work_dir / MANIFEST.name):
         manifest = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
         manifest[name] = made | found
@@ -392,5 +392,5 @@ def ship(cfg: Keep, level: str, weights: dict[str, np.ndarray], found: dict) -> 
 
 
 if __name__ == "__main__":
-    settings = tyro.cli(Train | Keep)
-    train(settings) if isinstance(settings, Train) else keep(settings)
+    settings = tyro.cli(Train | Export)
+    train(settings) if isinstance(settings, Train) else export(settings)

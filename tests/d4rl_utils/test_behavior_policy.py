@@ -151,21 +151,21 @@ def test_the_exported_actor_acts_as_the_trained_one(tool, tmp_path, algorithm):
 @pytest.mark.parametrize("algorithm", ["ppo", "sac"])
 def test_a_killed_training_goes_on_from_its_checkpoint(tool, tmp_path, algorithm, monkeypatch):
     cfg = tool.Train("hopper", algorithm, steps=192, eval_every=64, save_every=64, work_dir=tmp_path)
-    looked = tool.look
+    looked = tool.evaluate_snapshot
 
     def look(folder, model, before):
         looked(folder, model, before)
         if model.num_timesteps == 128:
             raise KeyboardInterrupt  # a rung later than the last checkpoint
 
-    monkeypatch.setattr(tool, "look", look)
+    monkeypatch.setattr(tool, "evaluate_snapshot", look)
     with pytest.raises(KeyboardInterrupt):
         tool.train(cfg)
     assert [row["steps"] for row in tool.read_log(cfg.folder)] == [0, 64, 128]
     model = tool.make_model(cfg)
     updates = model._n_updates
     assert model.num_timesteps == 64 and updates > 0
-    monkeypatch.setattr(tool, "look", looked)
+    monkeypatch.setattr(tool, "evaluate_snapshot", looked)
     tool.train(cfg)
     assert [row["steps"] for row in tool.read_log(cfg.folder)] == [0, 64, 128, 192]
     assert len((cfg.folder / "log.jsonl").read_text().splitlines()) == 5  # 128 was made twice
@@ -184,7 +184,7 @@ def test_what_is_kept_is_whole_and_described(tool, tmp_path, monkeypatch):
     (tmp_path / "policies").mkdir()
     cfg = tool.Train("hopper", "ppo", steps=320, eval_every=64, work_dir=tmp_path)
     tool.train(cfg)
-    tool.keep(tool.Keep(env="hopper", algorithm="ppo", level="expert", low=0, ladder=3, work_dir=tmp_path))
+    tool.export(tool.Export(env="hopper", algorithm="ppo", level="expert", low=0, ladder=3, work_dir=tmp_path))
     lines = json.loads(tool.MANIFEST.read_text())
     assert set(lines) == {"hopper-expert", "hopper-ladder"}
     assert [snapshot["steps"] for snapshot in lines["hopper-ladder"]["rungs"]][-1] == lines["hopper-expert"]["steps"]
@@ -192,7 +192,7 @@ def test_what_is_kept_is_whole_and_described(tool, tmp_path, monkeypatch):
     assert str(tmp_path) not in json.dumps(lines)
     before = (tmp_path / "policies" / "hopper-expert.npz").read_bytes()
     with pytest.raises(SystemExit, match="no policy with a return"):
-        tool.keep(tool.Keep(env="hopper", algorithm="ppo", level="expert", low=9999, work_dir=tmp_path))
+        tool.export(tool.Export(env="hopper", algorithm="ppo", level="expert", low=9999, work_dir=tmp_path))
 
     def fail(path, **arrays):
         path.write_bytes(b"half")
@@ -200,6 +200,6 @@ def test_what_is_kept_is_whole_and_described(tool, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tool.np, "savez_compressed", fail)
     with pytest.raises(OSError, match="disk full"):
-        tool.keep(tool.Keep(env="hopper", algorithm="ppo", level="expert", low=0, work_dir=tmp_path))
+        tool.export(tool.Export(env="hopper", algorithm="ppo", level="expert", low=0, work_dir=tmp_path))
     assert (tmp_path / "policies" / "hopper-expert.npz").read_bytes() == before
     assert json.loads(tool.MANIFEST.read_text()) == lines

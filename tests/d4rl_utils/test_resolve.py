@@ -182,7 +182,7 @@ def test_bounds_are_kept_whatever_they_are(tiny):
     assert (pi.amax(0) - pi.amin(0) > torch.tensor([2.5, 1.0])).all()
 
 
-def test_a_known_file_is_not_judged_in_another_body(tmp_path):
+def test_a_known_file_is_not_evaluated_in_another_body(tmp_path):
     """walker2d and halfcheetah have the same dims: only the file's identity tells them apart."""
     from d4rl_utils.generate.rollout import make_local
 
