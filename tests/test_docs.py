@@ -13,6 +13,7 @@ import tyro
 from conftest import ROOT
 
 import utils
+from common.checkpoint import AGENTS, agent_of
 from config import CONFIGS, parse
 from d4rl_utils.__main__ import parser as d4rl_parser
 from ogbench_utils.__main__ import parser as ogbench_parser
@@ -213,3 +214,14 @@ def test_recipes_work_and_are_as_short_as_promised(name, limits, words, tmp_path
     for path in folder.glob("**/*.py"):
         ast.parse(path.read_text())
     assert words in run_recipe(name, folder)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_every_metric_that_curves_show_is_explained(agent):
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    for panel in agent_of(agent).panels:
+        for metric, label in panel.labels.items():
+            row = next(
+                line for line in page.splitlines() if line.startswith(f"| `{metric}` | {label} | {panel.unit} |")
+            )
+            assert agent in row.rpartition(f"| {panel.unit} |")[2]
