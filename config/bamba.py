@@ -147,7 +147,7 @@ UPSTREAM = {  # what was published: TD3+BC's objective on windows
 PRESETS = {
     "bamba": {
         "small": {"num_epochs": 100, "save_freq": 10},
-        "quick": {**QUICK, "num_epochs": 12, "updates_per_epoch": 1000, "critic_pretrain": 4000},
+        "quick": {**QUICK, "num_epochs": 12, "updates_per_epoch": 1000, "critic_pretrain": 4000, "beta_actor": 0.2},
         "base": {"d_model": 256, "d_state": 64, "headdim": 64, "n_layers": 6, "learning_rate": 3e-4},
         "upstream": UPSTREAM,
     }
