@@ -32,9 +32,8 @@ RESUMABLE_FLAGS = ("num_epochs", "env_steps", "device", "threads", "output_dir",
 class Run:
     """A training on recorded data.
 
-    env, agent, sampler: what it is about. data: what is recorded of the data, as a dictionary. headline: what the
-    number of an evaluation is called. scores: (update or step, that number) of every evaluation. meter, log, folder:
-    where its numbers go.
+    env, agent: what it is about. sampler, dataset: what it learns from; data: what is recorded of that, as a
+    dictionary. scores: (update or step, score) of every evaluation. meter, log, folder: where its numbers go.
     """
 
     unit = "update"  # what its log counts in
@@ -60,11 +59,11 @@ class Run:
         self.meter = Meter()
         self.scores: list[tuple[int, float]] = []
         self.eval_lines: list[tuple[str, str]] = []  # labels and words on the last evaluation
-        self.open_data(agent_class, first)
+        self.data = self.open_data(agent_class, first)
         if checkpoint:
-            self.resume(checkpoint)
+            self.folder, self.log = self.resume(checkpoint)
         else:
-            self.start_new()
+            self.folder, self.log = self.start_new()
             torch.manual_seed(self.seeds["noise"])
 
     @property
@@ -72,20 +71,30 @@ class Run:
         """Where the training is, in its unit."""
         return self.agent.updates
 
-    def open_data(self, agent_class: type[Agent], first: "Run | None") -> None:
-        """What there is to learn from."""
+    @property
+    def headline(self) -> str:
+        """What the number of an evaluation is called."""
+        return evaluation.headline_name(self.env, evaluation.source_of(self.data))
+
+    @property
+    def about(self) -> str:
+        return f"on {self.dataset.name} ({self.dataset.transitions:,} transitions)"
+
+    @property
+    def origin(self) -> str:
+        """What it learned from, for its last word."""
+        text = f"data        {self.dataset.name}, {self.dataset.transitions:,} transitions"
+        return text if self.behavior_score is None else f"{text}, mean {self.headline} {self.behavior_score:.1f}"
+
+    def open_data(self, agent_class: type[Agent], first: "Run | None") -> dict:
+        """What there is to learn from, in `sampler` and `dataset`; returns what is recorded of it."""
         if first:
             self.sampler, self.dataset = first.sampler, first.dataset
         else:
             self.sampler, self.dataset = agent_class.open_data(self.cfg, self.device, self.seeds["data"])
             if self.cfg.cuda_graphs:
                 draw_by_graph(self.sampler)
-        self.data = asdict(self.dataset)
-        self.headline = evaluation.headline_name(self.env, self.dataset.source)
-        self.about = f"on {self.dataset.name} ({self.dataset.transitions:,} transitions)"
-        self.origin = f"data        {self.dataset.name}, {self.dataset.transitions:,} transitions"
-        if self.behavior_score is not None:
-            self.origin += f", mean {self.headline} {self.behavior_score:.1f}"
+        return asdict(self.dataset)
 
     @property
     def behavior_score(self) -> float | None:
@@ -99,33 +108,34 @@ class Run:
         levels = {"levels": self.agent.data_levels(self.sampler)}
         return levels if self.behavior_score is None else {**levels, "behavior_score": self.behavior_score}
 
-    def start_new(self) -> None:
-        """A folder whose log opens with what the run is."""
+    def start_new(self) -> tuple[Path, logger.Logger]:
+        """A folder, and its log, which opens with what the run is."""
         cfg, more = self.cfg, self.prepare()
-        self.folder = logger.new_folder(Path(cfg.output_dir) / folder_name(self.data["name"], cfg, f"s{cfg.seed}"))
+        folder = logger.new_folder(Path(cfg.output_dir) / folder_name(self.data["name"], cfg, f"s{cfg.seed}"))
         head = {"config": asdict(cfg), "data": self.data, "versions": devices.versions()}
-        (self.folder / "config.json").write_text(json.dumps(head, indent=1) + "\n")
-        self.log = self.open_log()
-        self.log(0, {**head, "score_name": self.headline, **more})
+        (folder / "config.json").write_text(json.dumps(head, indent=1) + "\n")
+        log = self.open_log(folder)
+        log(0, {**head, "score_name": self.headline, **more})
+        return folder, log
 
-    def open_log(self, after: int | None = None) -> logger.Logger:
-        return logger.Logger(self.folder, self.cfg.tensorboard, self.cfg.wandb, after, self.unit)
+    def open_log(self, folder: Path, after: int | None = None) -> logger.Logger:
+        return logger.Logger(folder, self.cfg.tensorboard, self.cfg.wandb, after, self.unit)
 
-    def resume(self, checkpoint: Path) -> None:
-        """The agent, the data order, the noise, the half-filled means and the log, as they were."""
+    def resume(self, checkpoint: Path) -> tuple[Path, logger.Logger]:
+        """The agent, the data order, the noise and the half-filled means, as they were; folder and log go on."""
         names = {f.name for f in fields(self.cfg)}
         changes = {k: getattr(self.cfg, k) for k in RESUMABLE_FLAGS if k != "device" and k in names}
         self.agent, ckpt = checkpoints.load(checkpoint, self.device, **changes)
         run = ckpt["run"]
         own = self.own_part(run)
-        self.folder = checkpoint.parent
         self.load_extra_state(run, own)
         self.meter.load_state_dict(own["meter"])
         self.scores = [tuple(x) for x in run["scores"]]
-        self.log = self.open_log(after=self.global_step)
+        log = self.open_log(checkpoint.parent, after=self.global_step)
         torch.set_rng_state(own["rng"])
         if own["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(own["cuda_rng"], self.device)
+        return checkpoint.parent, log
 
     def load_extra_state(self, run: dict, own: dict) -> None:
         """What is learned from, where the checkpoint left it."""
@@ -250,12 +260,11 @@ def folder_name(data: str, cfg, seeds: str) -> str:
 class Follower(Run):
     """What a further process under torchrun has of the run: all but its folder."""
 
-    def start_new(self) -> None:
+    def start_new(self) -> tuple[None, logger.NoLog]:
         self.prepare()
-        self.folder = None
-        self.log = self.open_log()
+        return None, logger.NoLog()
 
-    def open_log(self, after: int | None = None) -> logger.NoLog:
+    def open_log(self, folder: Path, after: int | None = None) -> logger.NoLog:
         return logger.NoLog()
 
     def evaluate(self, episodes: int = 0) -> float:
@@ -320,7 +329,7 @@ class SeedsRun:
                 data_rng.set_state(run.saved_rng[0])
                 noise_rng.set_state(run.saved_rng[1])
         self.meter = SeedMeter([run.meter for run in self.runs])
-        self.headline, self.unit, self.about = first.headline, first.unit, first.about
+        self.headline, self.unit = first.headline, first.unit
 
     @property
     def global_step(self) -> int:
@@ -400,14 +409,22 @@ class OnlineRun(Run):
     def global_step(self) -> int:
         return self.agent.steps
 
-    def open_data(self, agent_class: type[OnlineAgent], first: None) -> None:
-        self.data = {"name": self.env.name, "source": "online"}
-        if before := agent_class.pretraining_data(self.cfg):  # its name is in the scores
-            self.data["before"] = before
-        self.curves = agent_class.curves
-        self.headline = evaluation.headline_name(self.env, evaluation.source_of(self.data))
+    @property
+    def curves(self) -> str:
+        return self.agent.curves
+
+    @property
+    def about(self) -> str:
+        return f"in {self.env.name}"
+
+    @property
+    def origin(self) -> str:
+        return f"learned in  {self.env.name}"
+
+    def open_data(self, agent_class: type[OnlineAgent], first: None) -> dict:
         self.envs = Envs(self.env.make, self.cfg.num_envs, self.seeds["env"], self.device)
-        self.about, self.origin = f"in {self.env.name}", f"learned in  {self.env.name}"
+        before = agent_class.pretraining_data(self.cfg)  # its name is in the scores
+        return {"name": self.env.name, "source": "online", **({"before": before} if before else {})}
 
     def prepare(self) -> dict:
         self.agent.init_buffer(self.cfg.num_envs, self.seeds["data"])
@@ -457,7 +474,6 @@ class OnlineRun(Run):
                 "this checkpoint was kept to be evaluated: resume from last_checkpoint.pt, or the run's folder"
             )
         self.data = run["data"]
-        self.headline = evaluation.headline_name(self.env, evaluation.source_of(self.data))
         agent, n = self.agent, self.cfg.num_envs
         agent.init_buffer(n, self.seeds["data"])
         agent.buffer.load_state_dict(run["buffer"])
