@@ -48,7 +48,7 @@ class EncoderConfig:
     """blocks, one above the other"""
     drop_p: Dropout = 0.0
     """dropout on each block's output"""
-    mamba_backend: Literal["auto", "torch", "mamba_ssm"] = "auto"
+    mamba_backend: Literal["auto", "torch", "mamba_ssm", "fla"] = "auto"
     """which implementation of the state-space layer runs"""
 
 

@@ -63,7 +63,7 @@ class StateModel:
     """E / D, width inside a block over width outside"""
     headdim: Count = 64
     """P, features of one head of mamba2; must divide expand * d_model"""
-    mamba_backend: Literal["auto", "torch", "mamba_ssm"] = "auto"
+    mamba_backend: Literal["auto", "torch", "mamba_ssm", "fla"] = "auto"
     """which implementation of the state-space layer runs"""
     hidden_dim: Count = 256
     """width of the heads"""

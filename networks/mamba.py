@@ -38,7 +38,11 @@ LOG_ZERO = -750.0  # exp(LOG_ZERO) is 0 in float64, and so in everything narrowe
 DUAL_MAX = 100  # up to this length the dual form is faster than the chunked one (they cross at 96 to 128 on a CPU)
 FUSE_MAX = 16  # up to this length the compiled dual form is faster as sums than as matrix products
 KERNEL_MIN = 256  # above this length `auto` uses mamba-ssm on CUDA; a default, to be measured again on your GPU
-BACKENDS = ("auto", "torch", "mamba_ssm")
+BACKENDS = ("auto", "torch", "mamba_ssm", "fla")
+INSTALL = {
+    "mamba_ssm": "`pip install mamba-ssm causal-conv1d` (which needs nvcc; see requirements.txt)",
+    "fla": "`pip install flash-linear-attention` (wheels; no nvcc)",
+}
 
 
 # -- the maps ---------------------------------------------------------------------------------------------------------
@@ -174,8 +178,11 @@ class Mamba2(nn.Module):
         x, B, C = self.activate(mixed, xBC.dtype)  # (B, L, H, P), (B, L, N), (B, L, N)
         dt = F.softplus(at_least_fp32(dt) + at_least_fp32(self.dt_bias))  # (B, L, H)
         A = -at_least_fp32(self.A_log).exp()
-        if resolve_backend(self.backend, u.device, u.shape[1]) == "mamba_ssm":
+        backend = resolve_backend(self.backend, u.device, u.shape[1])
+        if backend == "mamba_ssm":
             y = ssd_kernel(x, dt, A, B, C, self.chunk_size)
+        elif backend == "fla":
+            y = ssd_fla(x, dt, A, B, C)
         elif u.shape[1] <= max(DUAL_MAX, self.chunk_size):
             y = ssd_dual(x, dt, A, B, C)
         else:
@@ -216,6 +223,8 @@ class SelectiveSSM(nn.Module):
     def __init__(self, inner: int, rank: int, d_state: int = 16, backend: str = "auto"):
         super().__init__()
         check_backend(backend)
+        if backend == "fla":
+            raise ValueError("backend fla is for Mamba-2; Mamba-1 takes auto, torch or mamba_ssm")
         self.widths, self.backend = [rank, d_state, d_state], backend  # of dt, B and C, in x_proj's order
         self.x_proj = nn.Linear(inner, sum(self.widths), bias=False)
         self.dt_proj = nn.Linear(rank, inner)
@@ -324,21 +333,21 @@ def initial_dt_bias(n: int, low: float = 1e-3, high: float = 1e-1, floor: float 
 
 
 def resolve_backend(requested: str, device: torch.device | str, length: int, kernel_min: int | None = None) -> str:
-    """ "auto", "torch" or "mamba_ssm" -> who computes a scan of this length here: "torch" or "mamba_ssm".
+    """One of BACKENDS -> who computes a scan of this length here: "torch", "mamba_ssm" or "fla".
 
-    kernel_min: up to this length auto stays with PyTorch; Mamba-1, which has no dual form, says 0.
+    kernel_min: up to this length auto stays with PyTorch; Mamba-1, which has no dual form, says 0. auto never takes fla,
+    which has met no card here yet.
     """
     check_backend(requested)
     kernel_min = KERNEL_MIN if kernel_min is None else kernel_min
     cuda = torch.device(device).type == "cuda"
     if requested == "auto":
-        return "mamba_ssm" if cuda and length > kernel_min and not kernels_missing() else "torch"
-    if requested == "mamba_ssm" and (
-        problem := kernels_missing() if cuda else f"the tensors are on {device}, not on CUDA"
+        return "mamba_ssm" if cuda and length > kernel_min and not kernels_missing("mamba_ssm") else "torch"
+    if requested in INSTALL and (
+        problem := kernels_missing(requested) if cuda else f"the tensors are on {device}, not on CUDA"
     ):
         raise ValueError(
-            f"backend mamba_ssm cannot run: {problem}. It needs an NVIDIA GPU and, once, "
-            "`pip install mamba-ssm causal-conv1d` (which needs nvcc; see requirements.txt). "
+            f"backend {requested} cannot run: {problem}. It needs an NVIDIA GPU and, once, {INSTALL[requested]}. "
             "Backend auto or torch runs anywhere."
         )
     return requested
@@ -346,16 +355,18 @@ def resolve_backend(requested: str, device: torch.device | str, length: int, ker
 
 def describe_backend(requested: str, device: torch.device | str, length: int, kernel_min: int | None = None) -> str:
     """One line for the log: who computes the scans."""
-    if resolve_backend(requested, device, length, kernel_min) == "mamba_ssm":
-        return f"mamba: mamba-ssm kernels on {device}, L = {length}"
-    return f"mamba: PyTorch on {device}, L = {length}"
+    names = {"mamba_ssm": "mamba-ssm kernels", "fla": "flash-linear-attention", "torch": "PyTorch"}
+    return f"mamba: {names[resolve_backend(requested, device, length, kernel_min)]} on {device}, L = {length}"
 
 
-def kernels_missing() -> str:
-    """Why mamba-ssm's kernels cannot be imported, or nothing."""
+def kernels_missing(backend: str) -> str:
+    """Why the kernels of mamba_ssm or fla cannot be imported, or nothing."""
     try:
-        import mamba_ssm.ops.selective_scan_interface
-        import mamba_ssm.ops.triton.ssd_combined  # noqa: F401
+        if backend == "fla":
+            import fla.ops.simple_gla
+        else:
+            import mamba_ssm.ops.selective_scan_interface
+            import mamba_ssm.ops.triton.ssd_combined  # noqa: F401
     except ImportError as error:
         return f"{type(error).__name__}: {error}"
     return ""
@@ -369,6 +380,16 @@ def ssd_kernel(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_siz
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     return mamba_chunk_scan_combined(x, dt, A, B[:, :, None], C[:, :, None], chunk_size)  # B, C (B, L, G=1, N)
+
+
+def ssd_fla(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """`ssd_chunked` by flash-linear-attention: linear attention with a gate, of queries C, keys B and values dt·x."""
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    heads = x.shape[2]
+    q, k = (t[:, :, None].expand(-1, -1, heads, -1).contiguous() for t in (C, B))
+    y, _ = chunk_simple_gla(q, k, x * dt[..., None].to(x.dtype), log_decay(dt, A), scale=1.0)
+    return y
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -212,7 +214,44 @@ def test_mamba1_is_transformers_mamba(length):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available() or bool(mamba.kernels_missing()), reason="needs a GPU and mamba-ssm")
+@pytest.mark.skipif(not torch.cuda.is_available() or bool(mamba.kernels_missing("fla")), reason="needs a GPU and fla")
+@pytest.mark.parametrize("length", [20, 300])
+def test_fla_is_ours(length):
+    ours, theirs = Mamba2(64, backend="torch").cuda(), Mamba2(64, backend="fla").cuda()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    u, found = torch.randn(2, length, 64, device="cuda"), []
+    for layer in (ours, theirs):
+        y = layer(u)
+        y.square().sum().backward()
+        found.append((y, layer.in_proj.weight.grad, layer.A_log.grad))
+    for a, b in zip(*found):
+        assert (a - b).norm() < 1e-2 * a.norm()  # its products are tf32
+
+
+def test_fla_is_asked_for_the_same_map(monkeypatch):
+    """Without the package: in its place stands what its documentation says that it computes."""
+
+    def chunk_simple_gla(q, k, v, g, scale):
+        state, out = torch.zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=v.dtype), []
+        for t in range(q.shape[1]):
+            state = g[:, t].exp()[..., None, None] * state + k[:, t][..., None] * v[:, t][..., None, :]
+            out.append(scale * (q[:, t][..., None] * state).sum(-2))
+        return torch.stack(out, 1), None
+
+    module = types.ModuleType("fla.ops.simple_gla")
+    module.chunk_simple_gla = chunk_simple_gla
+    for name in ("fla", "fla.ops"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "fla.ops.simple_gla", module)
+    x, dt, A = torch.randn(2, 30, 3, 4).double(), torch.rand(2, 30, 3).double(), -torch.rand(3).double()
+    B, C = torch.randn(2, 2, 30, 5).double()
+    torch.testing.assert_close(mamba.ssd_fla(x, dt, A, B, C), mamba.ssd_dual(x, dt, A, B, C))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or bool(mamba.kernels_missing("mamba_ssm")), reason="needs a GPU and mamba-ssm"
+)
 @pytest.mark.parametrize("make", [lambda b: Mamba2(64, backend=b), lambda b: Mamba1(64, backend=b)])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_kernels_are_ours(make, autocast):
@@ -333,8 +372,8 @@ def test_forward_and_step_are_one_graph(make):
 
 
 def test_looking_for_kernels_does_not_break_the_graph():
-    f = torch.compile(lambda x: x - 1 if mamba.kernels_missing() else x + 1, fullgraph=True, backend="eager")
-    assert f(torch.zeros(())).item() == (-1 if mamba.kernels_missing() else 1)
+    f = torch.compile(lambda x: x - 1 if mamba.kernels_missing("mamba_ssm") else x + 1, fullgraph=True, backend="eager")
+    assert f(torch.zeros(())).item() == (-1 if mamba.kernels_missing("mamba_ssm") else 1)
 
 
 # -- birth ------------------------------------------------------------------------------------------------------------
@@ -389,7 +428,9 @@ def test_initial_values():
         (lambda: Mamba2(64, chunk_size=0), "chunk_size"),
         (lambda: Mamba1(64, d_conv=2.5), "d_conv .* not 2.5"),
         (lambda: Mamba1(64, dt_rank=0), "dt_rank"),
-        (lambda: Mamba1(64, backend="cuda"), "one of auto, torch, mamba_ssm, not 'cuda'"),
+        (lambda: Mamba1(64, backend="cuda"), "one of auto, torch, mamba_ssm, fla, not 'cuda'"),
+        (lambda: Mamba1(64, backend="fla"), "fla is for Mamba-2"),
+        (lambda: resolve_backend("fla", "cpu", 512), "on cpu, not on CUDA.*pip install flash-linear-attention"),
         (lambda: resolve_backend("mamba_ssm", "cpu", 512), "on cpu, not on CUDA.*pip install mamba-ssm causal-conv1d"),
         (lambda: Mamba2(64, backend="mamba_ssm")(torch.zeros(1, 2, 64)), "requirements.txt"),
     ],
@@ -402,12 +443,12 @@ def test_refusals_say_why_and_what_instead(make, words):
 def test_who_computes(monkeypatch):
     assert resolve_backend("auto", "cpu", 10**6) == resolve_backend("torch", torch.device("cuda"), 10**6) == "torch"
     assert "PyTorch" in describe_backend("auto", "cpu", 5) and "\n" not in describe_backend("auto", "cpu", 5)
-    monkeypatch.setattr(mamba, "kernels_missing", lambda: "")
+    monkeypatch.setattr(mamba, "kernels_missing", lambda backend: "")
     assert resolve_backend("auto", "cuda", mamba.KERNEL_MIN) == "torch"
     assert (
         resolve_backend("auto", "cuda", mamba.KERNEL_MIN + 1) == resolve_backend("mamba_ssm", "cuda", 5) == "mamba_ssm"
     )
-    monkeypatch.setattr(mamba, "kernels_missing", lambda: "ImportError: no such thing")
+    monkeypatch.setattr(mamba, "kernels_missing", lambda backend: "ImportError: no such thing")
     assert resolve_backend("auto", "cuda", 10**6) == "torch"
     with pytest.raises(ValueError, match="no such thing"):
         resolve_backend("mamba_ssm", "cuda", 5)
