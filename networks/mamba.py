@@ -335,8 +335,8 @@ def initial_dt_bias(n: int, low: float = 1e-3, high: float = 1e-1, floor: float 
 def resolve_backend(requested: str, device: torch.device | str, length: int, kernel_min: int | None = None) -> str:
     """One of BACKENDS -> who computes a scan of this length here: "torch", "mamba_ssm" or "fla".
 
-    kernel_min: up to this length auto stays with PyTorch; Mamba-1, which has no dual form, says 0. auto never takes fla,
-    which has met no card here yet.
+    kernel_min: up to this length auto stays with PyTorch; Mamba-1, which has no dual form, says 0. auto never takes
+    fla, which has met no card here yet.
     """
     check_backend(requested)
     kernel_min = KERNEL_MIN if kernel_min is None else kernel_min
@@ -363,7 +363,7 @@ def kernels_missing(backend: str) -> str:
     """Why the kernels of mamba_ssm or fla cannot be imported, or nothing."""
     try:
         if backend == "fla":
-            import fla.ops.simple_gla
+            import fla.ops.simple_gla  # noqa: F401
         else:
             import mamba_ssm.ops.selective_scan_interface
             import mamba_ssm.ops.triton.ssd_combined  # noqa: F401

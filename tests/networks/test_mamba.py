@@ -14,6 +14,13 @@ from networks.mamba import Mamba1, Mamba2, describe_backend, resolve_backend
 
 LENGTHS = [1, 2, 3, 4, 5, 20, 64, 257]  # W - 1, W and W + 1 are 3, 4 and 5
 LAYERS = [lambda **k: Mamba2(16, d_state=8, headdim=8, **k), lambda **k: Mamba1(16, d_state=4, **k)]
+
+
+def needs_kernels(backend):
+    missing = not torch.cuda.is_available() or bool(mamba.kernels_missing(backend))
+    return pytest.mark.skipif(missing, reason=f"needs a GPU and {backend}")
+
+
 both = pytest.mark.parametrize("make", LAYERS, ids=["mamba2", "mamba1"])
 
 
@@ -214,7 +221,7 @@ def test_mamba1_is_transformers_mamba(length):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available() or bool(mamba.kernels_missing("fla")), reason="needs a GPU and fla")
+@needs_kernels("fla")
 @pytest.mark.parametrize("length", [20, 300])
 def test_fla_is_ours(length):
     ours, theirs = Mamba2(64, backend="torch").cuda(), Mamba2(64, backend="fla").cuda()
