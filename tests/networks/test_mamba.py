@@ -256,9 +256,7 @@ def test_fla_is_asked_for_the_same_map(monkeypatch):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(
-    not torch.cuda.is_available() or bool(mamba.kernels_missing("mamba_ssm")), reason="needs a GPU and mamba-ssm"
-)
+@needs_kernels("mamba_ssm")
 @pytest.mark.parametrize("make", [lambda b: Mamba2(64, backend=b), lambda b: Mamba1(64, backend=b)])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_kernels_are_ours(make, autocast):
