@@ -65,11 +65,13 @@ class SeedsPlayer(Player):
     All environments stay in the batch; what is computed for one that has ended is not looked at.
     """
 
-    def __init__(self, agents: list[Agent], n: int):
+    def __init__(self, agents: list[Agent], n: int, goal: np.ndarray | None = None):
+        """goal: of the environments of each agent (n, S), the same for all"""
         copies = [eval_copy(agent) for agent in agents]
         self.agent, self.acting = copies[0], Acting(copies[0])
         self.weights = torch.func.stack_module_state([Acting(copy) for copy in copies])
-        self.memory = pytree.tree_map(lambda *x: torch.stack(x), *(copy.reset(n) for copy in copies))
+        goal = None if goal is None else self.as_tensor(goal)
+        self.memory = pytree.tree_map(lambda *x: torch.stack(x), *(copy.reset(n, goal) for copy in copies))
         self.live, self.shape = np.arange(len(agents) * n), (len(agents), n)
 
     def act_as_one(self, weights: tuple[dict, dict], state: Tensor, reward: Tensor, memory) -> tuple:
@@ -166,17 +168,26 @@ def evaluate(
 
 
 def evaluate_seeds(
-    agents: list[Agent], make_env: Callable, episodes: int, seed: int, outcome: Callable | None = None
+    agents: list[Agent],
+    make_env: Callable,
+    episodes: int,
+    seed: int,
+    outcome: Callable | None = None,
+    tasks: tuple[str, ...] = (),
 ) -> list[Episodes]:
     """`evaluate` of several agents of one kind at once: one batched forward a step for all of them."""
     check_episodes(episodes)
-    envs = [make_env() for _ in agents for _ in range(episodes)]
-    states = [env.reset(seed=seed + i % episodes)[0] for i, env in enumerate(envs)]
-    played = play(envs, SeedsPlayer(agents, episodes), np.stack(states), outcome, None)
+    kinds = [(task,) for task in tasks] or [()]
+    n = len(kinds) * episodes  # of each agent
+    envs = [make_env(None, *kind) for _ in agents for kind in kinds for _ in range(episodes)]
+    states, infos = zip(*(env.reset(seed=seed + i % episodes) for i, env in enumerate(envs)))
+    goal = np.stack([info["goal"] for info in infos[:n]]) if "goal" in infos[0] else None
+    played = play(envs, SeedsPlayer(agents, n, goal), np.stack(states), outcome, None)
     found = []
     for i in range(len(agents)):
-        own = slice(i * episodes, (i + 1) * episodes)
-        found.append(Episodes(played.returns[own], played.lengths[own], outcomes_of(played.ends[own]), None, {}))
+        own = slice(i * n, (i + 1) * n)
+        returns, by_task = played.returns[own], dict(zip(tasks, played.returns[own].reshape(-1, episodes)))
+        found.append(Episodes(returns, played.lengths[own], outcomes_of(played.ends[own]), None, by_task))
     return found
 
 

@@ -55,7 +55,10 @@ class Agent(TrainStep):
     @classmethod
     def check_parallel(cls, cfg) -> None:
         """ValueError unless several processes or seeds can share an update, as `losses` write nothing."""
-        raise ValueError(f"{cfg.agent} takes one device and one seed; on several can be bamba, dt, dmamba and dm")
+        raise ValueError(
+            f"{cfg.agent} takes one device and one seed: bamba, dt, dmamba and dm can take several of either, opso "
+            "several seeds"
+        )
 
     def fit_normalizer(self, sampler) -> None:
         """What must be known of the data before the first update."""

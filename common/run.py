@@ -358,7 +358,7 @@ class SeedsRun:
         self.agent.unstack()
         cfg, env, agents = self.cfg, self.runs[0].env, [run.agent for run in self.runs]
         episodes = episodes or cfg.num_eval_episodes
-        results = evaluation.evaluate_seeds(agents, env.make, episodes, cfg.eval_seed, env.outcome)
+        results = evaluation.evaluate_seeds(agents, env.make, episodes, cfg.eval_seed, env.outcome, env.tasks)
         scores = [run.take_evaluation(result) for run, result in zip(self.runs, results)]
         return sum(scores) / len(scores)
 

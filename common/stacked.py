@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from common.cuda_graph import CudaGraph
 from common.optim import adamw
+from common.train_step import reported
 from networks.mamba import SelectiveSSM
 
 
@@ -69,6 +70,17 @@ class Losses(nn.Module):
         return self.agent.losses(batch, variant, noise)
 
 
+class NextBuffers(nn.Module):
+    """An agent's `next_buffers` as what a module computes."""
+
+    def __init__(self, agent: nn.Module):
+        super().__init__()
+        self.agent = agent
+
+    def forward(self, batch, metrics):
+        return self.agent.next_buffers(batch, metrics)
+
+
 class StackedAgents:
     """S agents that learn in one update. agents: built from their own seeds, on one device; sampler: of their data.
 
@@ -97,6 +109,10 @@ class StackedAgents:
         self.template.optimizer = self.optimizer = adamw(self.online.values(), weight_decay, self.device)
         self.params = {k: v for s in self.online.values() for k, v in s.views().items()}
         self.fixed = {k: v for s in self.targets.values() for k, v in s.views().items()}
+        # buffers that may differ between agents: those that updates write
+        buffers = [dict(agent.named_buffers()) for agent in agents]
+        self.buffers = {f"agent.{k}": torch.stack([b[k] for b in buffers]) for k in type(agents[0]).learned_buffers}
+        self.next_buffers = NextBuffers(self.template)
         self.template.updates = agents[0].updates
         self.stack_moments()
         self.data_rng, self.noise_rng = (
@@ -125,27 +141,40 @@ class StackedAgents:
     def map_losses(self, batch, variant, noise) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Gradients (S, *shape) by name, metrics (S,). batch, noise: (S, ...)"""
 
-        def loss(params, fixed, batch, noise):
-            return torch.func.functional_call(self.module, (params, fixed), (batch, variant, noise))
+        def loss(params, fixed, buffers, batch, noise):
+            return torch.func.functional_call(self.module, (params, fixed, buffers), (batch, variant, noise))
 
         gradient = torch.func.grad_and_value(loss, has_aux=True)
-        dims = (0, 0, *(pytree.tree_map(lambda x: 0 if torch.is_tensor(x) else None, t) for t in (batch, noise)))
+        dims = (0, 0, 0, seed_axes(batch), seed_axes(noise))
         grads, (_, metrics) = torch.func.vmap(gradient, dims, randomness="different")(
-            self.params, self.fixed, batch, noise
+            self.params, self.fixed, self.buffers, batch, noise
         )
         return grads, metrics
 
+    @torch.no_grad()
+    def write_buffers(self, batch, metrics: dict[str, Tensor]) -> None:
+        """What the update leaves in each agent's own buffers."""
+
+        def after(buffers, batch, metrics):
+            return torch.func.functional_call(self.next_buffers, buffers, (batch, metrics))
+
+        found = torch.func.vmap(after, (0, seed_axes(batch), 0))(self.buffers, batch, metrics)
+        for name, value in found.items():
+            self.buffers[f"agent.{name}"].copy_(value)
+
     def step(self, _, variant) -> dict[str, Tensor]:
         template, seeds = self.template, len(self.agents)
-        draws = torch.cat([self.sampler.draw(self.cfg.batch_size, rng) for rng in self.data_rng])
-        rows = self.sampler.at(draws)
+        draws = [self.sampler.draw(self.cfg.batch_size, rng) for rng in self.data_rng]
+        rows = self.sampler.at(pytree.tree_map(lambda *x: torch.cat(x), *draws))
         batch = pytree.tree_map(lambda x: x.unflatten(0, (seeds, -1)) if torch.is_tensor(x) else x, rows)
         one = pytree.tree_map(lambda x: x[0] if torch.is_tensor(x) else x, batch)  # for shapes
         noise = [template.draw_noise(one, rng) for rng in self.noise_rng]
         noise = pytree.tree_map(lambda *x: torch.stack(x) if torch.is_tensor(x[0]) else x[0], *noise)
         self.follow(template.targets_before(variant))
         grads, metrics = self.gradients(batch, variant, noise)
-        metrics = dict(metrics)
+        if self.buffers:
+            self.write_buffers(batch, metrics)
+        metrics = reported(metrics)
         self.optimizer.zero_grad()
         for name, nets in template.clip_groups(variant).items():
             stacks = [self.online[id(net)] for net in nets if id(net) in self.online]
@@ -185,6 +214,9 @@ class StackedAgents:
     def unstack(self) -> None:
         """Bring what was learned into the agents, with their optimizers: each is then as if it had learned alone."""
         values = self.params | self.fixed
+        for name, value in self.buffers.items():
+            for agent, own in zip(self.agents, value):
+                agent.get_buffer(name.removeprefix("agent.")).copy_(own)
         moments = {}
         for stack in self.online.values():
             state = [self.optimizer.state[flat] for flat in stack.flats()]
@@ -211,6 +243,11 @@ class StackedAgents:
                     }
             for group in agent.optimizer.param_groups:
                 group["lr"].copy_(lr)
+
+
+def seed_axes(tree):
+    """Along which axis vmap maps each leaf: seeds come first, what is no tensor is the same for all."""
+    return pytree.tree_map(lambda x: 0 if torch.is_tensor(x) else None, tree)
 
 
 def clip_each(stacks: list[FlatStack], norm: float) -> Tensor:

@@ -1,5 +1,7 @@
 """One gradient step, the same for every agent: losses, clipping, optimizer, target networks, counters."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,11 @@ class Compilable(nn.Module):
         return {k: v for k, v in super().__getstate__().items() if k not in (*self.compiled, "compiled")}
 
 
+def reported(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without those that an update keeps to itself."""
+    return {k: v for k, v in metrics.items() if not k.startswith("_")}
+
+
 class TrainStep(Compilable):
     """A module that learns by `update`: `losses` and the hooks below say what and how.
 
@@ -30,6 +37,7 @@ class TrainStep(Compilable):
     `cfg.grad_clip` is the largest norm of each group of `clip_groups`.
     """
 
+    learned_buffers: ClassVar[tuple[str, ...]] = ()  # those that `next_buffers` may name
     optimizer: torch.optim.Optimizer
     updates = 0  # made so far
 
@@ -38,8 +46,12 @@ class TrainStep(Compilable):
         return None
 
     def losses(self, batch, variant, noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised in one update, and what to report of it."""
+        """What is minimised in one update, and what to report of it; names with a _ are for `next_buffers` alone."""
         raise NotImplementedError
+
+    def next_buffers(self, batch, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What buffers become after an update, by name, if it changes any."""
+        return {}
 
     def begin_update(self):
         """Set what moves with time, such as the learning rate; the variant that is due. Each has a graph of its own."""
@@ -70,7 +82,10 @@ class TrainStep(Compilable):
         self.optimizer.step()
         for target, net, tau in self.targets_after(variant):
             target.polyak_update(net, tau)
-        return metrics | detach(norms, "gradient")
+        with torch.no_grad():
+            for name, value in self.next_buffers(batch, metrics).items():
+                self.get_buffer(name).copy_(value)
+        return reported(metrics) | detach(norms, "gradient")
 
     def update(self, batch) -> dict[str, Tensor]:
         """Learn from one batch; metrics on the device."""

@@ -56,7 +56,8 @@ class Run:
     seed: Natural = 42
     """one number seeds network, data order and noise"""
     num_seeds: Count = 1
-    """seeds, from that one on, that learn in one process by one update; a run folder each (bamba, dt, dmamba, dm)"""
+    """seeds, from that one on, that learn in one process by one update; a run folder each (bamba, dt, dmamba, dm,
+    opso)"""
     output_dir: str = "./outputs"
     """every run gets a folder of its own in here"""
     resume: str = ""

@@ -44,6 +44,20 @@ class Goals(NamedTuple):
     tolerance: float  # of (x, y)
 
 
+class Draws(NamedTuple):
+    """All that is random in a batch of segments. Each (B, T) but `starts`; what is not a row lies in (0, 1]."""
+
+    starts: Tensor  # (B,) rows
+    value_kind: Tensor
+    value_steps: Tensor
+    value_any: Tensor  # rows
+    policy_place: Tensor
+    policy_kind: Tensor
+    policy_steps: Tensor
+    policy_reach: Tensor
+    policy_any: Tensor  # rows
+
+
 class GoalDataset:
     """Episodes of rows, one after another on one device, sampled as segments; every transition is as likely a start.
 
@@ -58,31 +72,45 @@ class GoalDataset:
 
     def sample(self, b: int) -> GoalSegments:
         """B segments, drawn with replacement. No host synchronisation."""
-        return self.at(self.starts.index_select(0, self.below(len(self.starts), (b,))))
+        return self.at(self.draw(b, self.generator))
 
-    def at(self, starts: Tensor) -> GoalSegments:
-        """The segments that start in rows (B,), with goals drawn for them."""
-        t, k, goals, device = self.t, self.k, self.goals, starts.device
+    def draw(self, b: int, generator: torch.Generator, starts: Tensor | None = None) -> Draws:
+        """What `at` wants for b segments. starts: rows (b,) to start in"""
+        device, shape = self.last.device, (b, self.t)
+
+        def row_of(table: Tensor, shape: tuple) -> Tensor:
+            return table[torch.randint(len(table), shape, device=device, generator=generator)]
+
+        def uniform() -> Tensor:
+            return 1 - torch.rand(shape, device=device, generator=generator)
+
+        starts = row_of(self.starts, (b,)) if starts is None else starts
+        value = uniform(), uniform(), row_of(self.valid_rows, shape)
+        return Draws(starts, *value, uniform(), uniform(), uniform(), uniform(), row_of(self.valid_rows, shape))
+
+    def at(self, draws: Draws) -> GoalSegments:
+        """The segments of these draws, with goals."""
+        t, k, goals, starts, device = self.t, self.k, self.goals, draws.starts, draws.starts.device
         last = self.last.index_select(0, starts)[:, None]
         rows = torch.minimum(starts[:, None] + torch.arange(t + k, device=device), last)
         here, after = rows[:, :t], rows[:, 1 : t + 1]
         mask = here < last
         k_step_idx = torch.minimum(torch.arange(k, t + k, device=device)[None], last - starts[:, None])
 
-        kind = self.uniform(here.shape)
-        value_rows = torch.minimum(here + self.geometric(here.shape), last)
-        value_rows = torch.where(kind < goals.current, after, value_rows)
-        anywhere = kind >= goals.current + goals.trajectory
-        value_rows = torch.where(anywhere, self.any_row(here.shape), value_rows)
-        policy_rows = after + (self.uniform(here.shape) * (last - after + 1)).long()
-        near_policy = self.uniform(here.shape) < goals.near
-        policy_rows = torch.minimum(torch.where(near_policy, here + self.geometric(here.shape), policy_rows), last)
+        value_rows = torch.minimum(here + self.geometric(draws.value_steps), last)
+        value_rows = torch.where(draws.value_kind < goals.current, after, value_rows)
+        anywhere = draws.value_kind >= goals.current + goals.trajectory
+        value_rows = torch.where(anywhere, draws.value_any, value_rows)
+        policy_rows = after + (draws.policy_place * (last - after + 1)).long()
+        near_policy_rows = here + self.geometric(draws.policy_steps)
+        policy_rows = torch.where(draws.policy_kind < goals.near, near_policy_rows, policy_rows)
+        policy_rows = torch.minimum(policy_rows, last)
         steps = policy_rows - here
-        anywhere_policy = self.uniform(here.shape) >= goals.policy_trajectory
+        anywhere_policy = draws.policy_reach >= goals.policy_trajectory
         subgoal_idx = torch.where(
             anywhere_policy, k_step_idx, torch.minimum(k_step_idx, torch.arange(t, device=device) + steps)
         )
-        policy_rows = torch.where(anywhere_policy, self.any_row(here.shape), policy_rows)
+        policy_rows = torch.where(anywhere_policy, draws.policy_any, policy_rows)
 
         states, value_goals = take(self.states, rows), take(self.states, value_rows)
         near = (states[:, 1 : t + 1, :2] - value_goals[..., :2]).square().sum(-1) <= goals.tolerance**2
@@ -100,19 +128,9 @@ class GoalDataset:
             self.has_actions.index_select(0, starts),
         )
 
-    def uniform(self, shape: tuple) -> Tensor:
-        """In (0, 1]."""
-        return 1 - torch.rand(shape, device=self.last.device, generator=self.generator)
-
-    def geometric(self, shape: tuple) -> Tensor:
-        """Steps ahead, from 1 on, by the discount."""
-        return (self.uniform(shape).log() / np.log(self.goals.gamma)).floor().long() + 1
-
-    def any_row(self, shape: tuple) -> Tensor:
-        return self.valid_rows[self.below(len(self.valid_rows), shape)]
-
-    def below(self, n: int, shape: tuple) -> Tensor:
-        return torch.randint(n, shape, device=self.last.device, generator=self.generator)
+    def geometric(self, u: Tensor) -> Tensor:
+        """Steps ahead, from 1 on, by the discount. u: in (0, 1]"""
+        return (u.log() / np.log(self.goals.gamma)).floor().long() + 1
 
     def state_dict(self) -> dict:
         return {"generator": self.generator.get_state()}

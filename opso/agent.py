@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common import distributed
 from common.interface import Agent, EnvSpec, EvalEnv
 from common.optim import TargetNetwork, adamw, detach, set_lr, td_target, weighted_sum
 from common.plotting import Panel
@@ -72,6 +73,7 @@ class Opso(Agent):
     """Phase 1: an encoder, values of goals, a proposer and inverse dynamics, from recorded states."""
 
     panels = PANELS
+    learned_buffers = ("pos_weight", "bank", "bank_rows", "bank_at")
 
     frozen = False  # the encoder
 
@@ -126,9 +128,15 @@ class Opso(Agent):
         return self.action_bias + self.action_scale * self.inverse(*seen).tanh()
 
     # -- what it wants ---------------------------------------------------------------------------
-    def losses(self, b: GoalSegments, variant: None = None, noise: None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Everything that is minimised in one update, and what to report of it; with it `keys`, InfoNCE's next wrong
-        answers (B, D)."""
+    def draw_noise(self, b: GoalSegments, generator: torch.Generator | None = None) -> Tensor | None:
+        """How far ahead InfoNCE looks, (B, T) in [0, 1)."""
+        if not self.cfg.beta_n or self.frozen:
+            return None
+        return torch.rand(b.mask.shape, device=b.mask.device, generator=generator)
+
+    def losses(self, b: GoalSegments, variant: None, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Everything that is minimised in one update, and what to report of it; with it InfoNCE's next wrong answers
+        (B, D)."""
         cfg, t = self.cfg, self.cfg.context_length
 
         def rows(x: Tensor) -> Tensor:
@@ -155,16 +163,16 @@ class Opso(Agent):
             better = self.n_step_value(b, target_z_all, target_z_goal, q_target) if cfg.value_leap else q_target
         q, v = self.q(z, after, goal), self.v(z, goal).squeeze(-1)
         logit = self.success(after, goal).squeeze(-1)
-        self.pos_weight.copy_(update_pos_weight(self.pos_weight, success, mask))
+        pos_weight = update_pos_weight(self.pos_weight, success, mask)
         losses = {
             "critic": 2 * masked_mean(F.huber_loss(q, target.expand_as(q), reduction="none"), mask),
             "value": masked_mean(expectile(better, v, cfg.expectile), mask),
             "state": masked_mean((self.predict(z) - target_z_next).square().mean(-1), mask),
-            "reward": masked_mean(success_loss(logit, success, self.pos_weight, cfg), mask),
+            "reward": masked_mean(success_loss(logit, success, pos_weight, cfg), mask),
         }
         weights = {"critic": 1.0, "value": cfg.beta_v, "state": cfg.beta_s, "reward": cfg.beta_r}
         if cfg.beta_n and not self.frozen:
-            losses["nce"], weights["nce"] = self.info_nce_loss(b, z_all), cfg.beta_n
+            losses["nce"], weights["nce"] = self.info_nce_loss(b, z_all, noise), cfg.beta_n
         if cfg.beta_a and not self.frozen:
             cosine, long = cosine_step(z, after, goal)
             trust = (q_target - self.target_v(target_z, target_z_goal).squeeze(-1)).exp().clamp_max(1).detach()
@@ -182,7 +190,7 @@ class Opso(Agent):
             metrics["latent/cosine"] = F.cosine_similarity(z, after, dim=-1).mean()
             metrics["latent/goal_scale"] = goal.norm(dim=-1).mean() / z.norm(dim=-1).mean()
         metrics = detach(losses, "loss") | {k: x.detach() for k, x in metrics.items()}
-        return weighted_sum(losses, weights), metrics | {"keys": target_z_all[:, 0]}
+        return weighted_sum(losses, weights), metrics | {"_keys": target_z_all[:, 0], "_pos_weight": pos_weight}
 
     def n_step_value(self, b: GoalSegments, target_z: Tensor, goal: Tensor, one_step: Tensor) -> Tensor:
         """What V is to expect: K steps along the recorded way, and of near goals the better of that and one step's Q.
@@ -199,11 +207,10 @@ class Opso(Agent):
         near = one_step > value_at_distance(self.cfg.proposal_steps, self.cfg)
         return torch.where(near, torch.maximum(one_step, leap), leap)
 
-    def info_nce_loss(self, b: GoalSegments, z: Tensor) -> Tensor:
-        """InfoNCE between a latent and one a few steps later. z (B, L, D)"""
+    def info_nce_loss(self, b: GoalSegments, z: Tensor, noise: Tensor) -> Tensor:
+        """InfoNCE between a latent and one a few steps later. z (B, L, D), noise (B, T)"""
         t = self.cfg.context_length
-        u = 1 - torch.rand(b.mask.shape, device=z.device)
-        leap = (u.log() / math.log(NCE_DISCOUNT)).floor().long() + 1
+        leap = ((1 - noise).log() / math.log(NCE_DISCOUNT)).floor().long() + 1
         place = torch.minimum(torch.arange(t, device=z.device) + leap, b.k_step_idx)
         later = z.gather(1, place[..., None].expand(-1, -1, z.shape[-1])).flatten(0, 1)
         later_rows, rows, mask = b.rows.gather(1, place).flatten(), b.rows[:, :t].flatten(), b.mask.flatten()
@@ -262,19 +269,17 @@ class Opso(Agent):
             pairs.append((self.target_encoder, self.encoder))
         return [(target, net, self.cfg.tau) for target, net in pairs]
 
-    def train_step(self, batch: GoalSegments, variant: None) -> dict[str, Tensor]:
-        metrics = super().train_step(batch, variant)
-        self.bank_keys(metrics.pop("keys"), batch.rows[:, 0])
-        return metrics
-
-    @torch.no_grad()
-    def bank_keys(self, keys: Tensor, rows: Tensor) -> None:
-        """Put latents (B, D) of rows (B,) in the places of the oldest. One a segment: its others are too alike."""
-        if m := self.cfg.nce_bank:
-            places = (self.bank_at + torch.arange(len(keys[-m:]), device=keys.device)) % m
-            self.bank.index_copy_(0, places, F.normalize(keys[-m:], dim=-1))
-            self.bank_rows.index_copy_(0, places, rows[-m:])
-            self.bank_at.copy_((self.bank_at + len(places)) % m)
+    def next_buffers(self, batch: GoalSegments, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weight of reached goals; the bank with this batch's latents in the places of the oldest, one a segment:
+        its others are too alike."""
+        found, m = {"pos_weight": metrics["_pos_weight"]}, self.cfg.nce_bank
+        if m:
+            keys, rows = metrics["_keys"][-m:], batch.rows[-m:, 0]
+            places = (self.bank_at + torch.arange(len(keys), device=keys.device)) % m
+            found["bank"] = self.bank.index_copy(0, places, F.normalize(keys, dim=-1))
+            found["bank_rows"] = self.bank_rows.index_copy(0, places, rows)
+            found["bank_at"] = (self.bank_at + len(places)) % m
+        return found
 
     def describe(self) -> str:
         """Size, place, and which implementation of the state-space layer runs; whose actions were used."""
@@ -283,6 +288,17 @@ class Opso(Agent):
         f = labelled_fraction(cfg)
         blind = "" if f or self.frozen else ", so it cannot act before its second phase (--eval_freq 0 saves the time)"
         return f"{count:,} parameters on {self.device}, {backend}; f = {f:g}{blind}"
+
+    @classmethod
+    def check_parallel(cls, cfg) -> None:
+        """Several seeds can learn at once, if they learn from the same actions; several devices cannot."""
+        if distributed.is_launched():
+            super().check_parallel(cfg)
+        if 0 < labelled_fraction(cfg) < 1 or cfg.drop_p:
+            raise ValueError(
+                "--num_seeds of opso takes --inverse_fraction 0 or 1 and --drop_p 0: in between, each seed knows the "
+                "actions of other episodes; give each seed a run of its own"
+            )
 
     @classmethod
     def make_eval_env(cls, cfg) -> EvalEnv:

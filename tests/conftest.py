@@ -75,6 +75,11 @@ def maze_file(tmp_path_factory) -> Path:
     return write_npz(tmp_path_factory.mktemp("maze") / "walk.npz", [12, 13, 14, 15, 16, 17])
 
 
+def starting(data, rows: torch.Tensor):
+    """Segments of a goal data set that start in these rows."""
+    return data.at(data.draw(len(rows), data.generator, rows))
+
+
 class Clock:
     """Emits its step number, pays 1 a step, ends after `length` steps. What an agent saw of it, and for how long, is
     plain.

@@ -10,17 +10,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import write_npz
+from conftest import starting, write_npz
 from torch.utils import _pytree as pytree
 
 import offline_trainer
 import online_trainer
 import trainer
 import utils
+from common import logger
 from common.checkpoint import load, save
 from common.interface import EnvSpec
 from common.optim import td_target
 from common.rollout import Step
+from common.stacked import StackedAgents
 from config import PRESETS, OPSOConfig, OPSOOnlineConfig
 from ogbench_utils import read_npz
 from ogbench_utils.goal_dataset import Goals, OfflineGoalDataset
@@ -133,14 +135,14 @@ def test_what_is_masked_out_teaches_nothing(maze_file):
     agent = Opso(tiny(beta_a=0.1), SPEC)
     data = sampler(maze_file, agent.cfg)
     agent.fit_normalizer(data)
-    b = data.at(data.starts[data.starts + 1 == data.last[data.starts]][:4])  # one transition each, then nothing
+    b = starting(data, data.starts[data.starts + 1 == data.last[data.starts]][:4])  # one transition each, then nothing
     assert b.mask.sum() == 4
 
     def gradients(batch):
         agent.zero_grad()
         agent.pos_weight.fill_(1)  # a running mean: it would move from call to call
         torch.manual_seed(0)
-        agent.losses(batch)[0].backward()
+        agent.losses(batch, None, agent.draw_noise(batch))[0].backward()
         return torch.cat([p.grad.flatten() for p in agent.parameters() if p.grad is not None])
 
     torch.manual_seed(1)
@@ -162,7 +164,7 @@ def test_who_learns_from_what(maze_file):
     data = sampler(maze_file, agent.cfg)
     agent.fit_normalizer(data)
     b = data.sample(8)
-    agent.losses(b)[0].backward()
+    agent.losses(b, None, agent.draw_noise(b))[0].backward()
     assert all(
         p.grad is None for net in (agent.target_encoder, agent.target_q, agent.target_v) for p in net.parameters()
     )
@@ -172,7 +174,7 @@ def test_who_learns_from_what(maze_file):
         agent.zero_grad()
         agent.pos_weight.fill_(1)  # a running mean: it would move from call to call
         torch.manual_seed(0)
-        agent.losses(batch)[0].backward()
+        agent.losses(batch, None, agent.draw_noise(batch))[0].backward()
         return {k: p.grad.clone() for k, p in agent.named_parameters() if p.grad is not None}
 
     plain, turned = grads(b), grads(b._replace(actions=-b.actions))
@@ -189,7 +191,7 @@ def test_a_leap_promises_no_more_than_the_way_was_worth(maze_file):
     cfg = tiny(gamma=0.9)
     agent = Opso(cfg, SPEC)
     data = sampler(maze_file, cfg)
-    b = data.at(data.last.unique() - 2)  # two transitions before the ends
+    b = starting(data, data.last.unique() - 2)  # two transitions before the ends
     agent.target_v.net.net[-1].weight.zero_()
     agent.target_v.net.net[-1].bias.zero_()
     n, t = len(b.mask), cfg.context_length
@@ -617,3 +619,66 @@ def test_evaluation_plays_every_task_and_asks_for_its_goal(maze_file):
     assert alone.lengths[0] == result.lengths[1] == result.lengths[4]
     row = utils.summary(result, lambda mean: 100 * mean)
     assert row["eval/score"] == pytest.approx((row["eval/a"] + row["eval/b"]) / 2)
+
+
+# -- several seeds at once -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"beta_a": 0.1, "proposer": "none"}, {"nce_bank": 0, "head_norm": True}])
+def test_stacked_seeds_are_separate_runs(maze_file, changes):
+    """With buffers that updates write: InfoNCE's bank, and the weight of reached goals."""
+
+    def alone(seed):
+        torch.manual_seed(seed)
+        agent = Opso(tiny(**changes), SPEC)
+        data = sampler(maze_file, agent.cfg, seed)
+        agent.fit_normalizer(data)
+        return agent.train(), data
+
+    agents, datas = zip(*(alone(seed) for seed in range(3)))
+    both = StackedAgents(list(agents), datas[0], [(seed, 10 + seed) for seed in range(3)], False, False)
+    both.train()
+    said = [{k: v.clone() for k, v in both.update().items()} for _ in range(12)]
+    both.unstack()
+    for seed, learned in enumerate(both.agents):
+        agent, data = alone(seed)
+        torch.manual_seed(10 + seed)
+        for metrics in said:
+            own = agent.update(data.sample(agent.cfg.batch_size))
+            assert own.keys() == metrics.keys()
+            for k, v in own.items():
+                torch.testing.assert_close(metrics[k][seed], v, rtol=1e-4, atol=1e-5, msg=k)
+        for k, v in agent.state_dict().items():
+            torch.testing.assert_close(learned.state_dict()[k], v, rtol=1e-3, atol=1e-4, msg=k)
+    assert not torch.equal(both.agents[0].pos_weight, both.agents[1].pos_weight)
+
+
+@pytest.mark.slow
+def test_seeds_of_a_run_are_trained_evaluated_and_resumed_together(tmp_path, capsys):
+    name = "pointmaze-medium-navigate-v0"
+    (tmp_path / "data").mkdir()
+    write_npz(tmp_path / "data" / f"{name}.npz", [30] * 8)
+    given = dict(dataset=name, dataset_dir=tmp_path / "data", **SMALL_RUN, num_eval_episodes=1)
+    given |= dict(num_epochs=2, updates_per_epoch=4, eval_freq=1)
+    argv = words(**given)
+    assert trainer.main(["--agent", "opso", *argv, "--seed=4", f"--output_dir={tmp_path / 'alone'}"]) == 0
+    together = ["--seed=3", "--num_seeds=2", f"--output_dir={tmp_path / 'out'}"]
+    assert trainer.main(["--agent", "opso", *argv, *together]) == 0
+    assert "mean of 2 seeds" in capsys.readouterr().out
+    (alone,), group = (sorted((tmp_path / d).rglob("last_checkpoint.pt")) for d in ("alone", "out"))
+    theirs, mine = utils.read_checkpoint(alone), utils.read_checkpoint(group[1])
+    for k, v in theirs["agent"].items():
+        torch.testing.assert_close(mine["agent"][k], v, rtol=1e-3, atol=1e-4, msg=k)
+    rows = [[r for r in logger.read_log(f.parent / "log.jsonl") if "eval/score" in r] for f in (alone, group[1])]
+    for a, b in zip(*rows, strict=True):
+        assert a["eval/score"] == b["eval/score"] and a["eval/task3"] == b["eval/task3"]
+    assert trainer.main(["--resume", str(group[0].parent.parent), "--num_epochs", "3"]) == 0
+    assert utils.read_checkpoint(group[1])["updates"] == 12
+    assert utils.main(["--checkpoint", str(group[0]), "--episodes", "1"]) == 0
+
+
+@pytest.mark.parametrize("flag", ["--inverse_fraction=0.5", "--drop_p=0.1"])
+def test_seeds_that_would_not_learn_from_the_same_are_refused(flag, maze_file, capsys):
+    with pytest.raises(SystemExit):
+        trainer.main(["--agent", "opso", "--num_seeds", "2", flag])
+    assert "give each seed a run of its own" in capsys.readouterr().err

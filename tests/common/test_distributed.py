@@ -138,7 +138,7 @@ def test_what_several_processes_cannot_do_is_refused(monkeypatch, tmp_path, caps
             trainer.main([*argv, "--output_dir", str(tmp_path)])
         assert end.value.code != 0
         said = capsys.readouterr().err + str(end.value)
-        assert "on several can be bamba, dt, dmamba and dm" in said
+        assert "bamba, dt, dmamba and dm can take several" in said
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="one device"):
         distributed.join("cuda:1")

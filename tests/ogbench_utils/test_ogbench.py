@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, write_npz
+from conftest import ROOT, starting, write_npz
 
 import ogbench_utils
 from common.download import DownloadError
@@ -110,7 +110,7 @@ def test_what_is_no_data_of_the_maze_is_refused_in_words(tmp_path, maze_file):
 
 def test_segments_stay_in_their_episode_and_steps_ahead_stop_at_its_end(maze_file):
     data, t, k = recorded(maze_file), 4, 3
-    b = data.at(data.starts)  # every start there is
+    b = starting(data, data.starts)  # every start there is
     ends = data.last[b.rows[:, :1]]
     assert (b.rows <= ends).all() and torch.equal(b.states, data.states[b.rows])
     real = b.mask.bool()
@@ -188,7 +188,7 @@ def test_own_episodes_are_kept_whole_and_the_oldest_go_first():
         own.add(Step(now, torch.full((n, 1), count), torch.zeros(n), now + torch.tensor([1.0, 0]), over, ~over & False))
         count += 1
     assert own.episodes == 8 + 5
-    b = own.at(own.starts)
+    b = starting(own, own.starts)
     real = b.mask.bool()
     step = (b.states[:, 1:4] - b.states[:, :3])[real]
     assert torch.equal(step, torch.tensor([[1.0, 0.0]]).expand_as(step))  # of one episode, in order
