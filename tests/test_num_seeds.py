@@ -108,7 +108,6 @@ def test_stopped_they_go_on_as_if_nothing_had_happened_together_or_alone(hopper_
     [
         (["--trust", "explained"], "--trust explained"),
         (["--num_seeds", "0"], "num_seeds"),
-        (["--agent", "opso", "--env", "pointmaze-medium-navigate-v0"], "opso takes one device and one seed"),
         (["--agent", "dqn", "--env", "CartPole-v1"], "dqn takes one device and one seed"),
         (["--wandb"], "--wandb"),
     ],
