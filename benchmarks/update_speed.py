@@ -122,21 +122,22 @@ def segments_beside_windows(args, device: str) -> None:
         for t in args.segments:
             kinds[f"segments, T {t}"] = replace(plain, train_on="segments", context_length=t, drop_p=0.0)
         kinds |= {f"{what}, compiled": replace(cfg, compile=True) for what, cfg in kinds.items()}
+        kinds |= {f"{what}, bf16": replace(cfg, precision="bf16") for what, cfg in kinds.items()}
         for what, cfg in kinds.items():
             torch._dynamo.reset()
-            seconds, least, _ = measure(cfg, device, args.repeats)
+            seconds, least, matmul = measure(cfg, device, args.repeats)
             rate = cfg.batch_size / seconds
-            base = windows.setdefault((preset, cfg.compile), rate)  # windows come first
-            eager = windows[preset, False]
+            base = windows.setdefault((preset, cfg.compile, cfg.precision), rate)  # windows come first
+            eager = windows[preset, False, plain.precision]
             rows.append(
                 {"preset": preset, "what": what, "ms": round(seconds * 1e3, 2), "least_ms": round(least * 1e3, 2)}
             )
             rows[-1] |= {"transitions_per_s": round(rate), "times_windows": round(rate / base, 2)}
             rows[-1]["times_eager_windows"] = round(rate / eager, 2)
-            print(
-                "{preset:14} {what:26} {ms:>8} ms {transitions_per_s:>7}/s {times_windows}".format(**rows[-1]),
-                flush=True,
-            )
+            limit = matrix_flops(replace(cfg, device="cpu", compile=False, precision="fp32")) / matmul
+            rows[-1]["share_of_limit"] = round(limit / seconds, 3)
+            line = "{preset:14} {what:32} {ms:>8} ms {transitions_per_s:>7}/s {times_eager_windows} {share_of_limit:.0%}"
+            print(line.format(**rows[-1]), flush=True)
     print(write(f"segments_speed_{device}" + (f"_{args.threads}_thread" if args.threads else ""), {"rows": rows}))
 
 
