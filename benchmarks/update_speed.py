@@ -136,7 +136,7 @@ def segments_beside_windows(args, device: str) -> None:
             rows[-1]["times_eager_windows"] = round(rate / eager, 2)
             limit = matrix_flops(replace(cfg, device="cpu", compile=False, precision="fp32")) / matmul
             rows[-1]["share_of_limit"] = round(limit / seconds, 3)
-            line = "{preset:14} {what:32} {ms:>8} ms {transitions_per_s:>7}/s {times_eager_windows} {share_of_limit:.0%}"
+            line = "{preset:14} {what:32} {ms:>8} ms {transitions_per_s:>7}/s {times_eager_windows}"
             print(line.format(**rows[-1]), flush=True)
     print(write(f"segments_speed_{device}" + (f"_{args.threads}_thread" if args.threads else ""), {"rows": rows}))
 
