@@ -79,3 +79,34 @@ def test_page_and_table_repeat_the_kept_runs(load, name, file):
     assert result["rows"] == table
     words = tool.markdown(table, result["checkpoint_score" if name == "ppo" else "published"])
     assert words in (ROOT / "docs" / "results.md").read_text()
+
+
+def objective_run(row, seed, score, level=40.0) -> dict:
+    curve = [[update, score - 5 + update // 1000] for update in range(1000, 7000, 1000)]
+    run = {"row": row, "seed": seed, "score": score, "curve": curve, "updates": 6000, "updates_per_s": 50.0 + seed}
+    return run | {"act_ms": 1.0, "behavior_score": level}
+
+
+def test_a_row_of_objectives_is_the_last_checkpoint_over_its_seeds(load, monkeypatch):
+    tool = load("scores")
+    runs = {seed: objective_run("Bamba", seed, 50.0 + 2 * seed) for seed in (0, 1, 2)}
+    row = tool.summary(runs)
+    assert row["last_score_by_seed"] == [50.0, 52.0, 54.0] and row["last_score_mean"] == 52.0
+    assert row["last_score_std_over_seeds"] == 2.0 and row["best_of_evaluations_by_seed"] == [51.0, 53.0, 55.0]
+    assert row["mean_of_last_5_evaluations_by_seed"] == [49.0, 51.0, 53.0] and row["seeds"] == [0, 1, 2]
+    assert tool.summary({0: runs[0]})["last_score_std_over_seeds"] is None
+
+    found = {f"objectives_{env}": {str(s): r for s, r in runs.items()} for env in ("hopper", "walker2d")}
+    monkeypatch.setattr(tool, "kept", lambda table: found.get(table, {}))
+    lines = tool.objectives_table().splitlines()
+    assert lines[2] == "| Bamba | 52.0 ± 2.0; 51.0 (3) | 52.0 ± 2.0; 51.0 (3) |  |  | 51 |"  # no mean of two bodies
+    assert lines[3:] == ["| the data | 40.0 | 40.0 |  | | |"]
+    found["objectives_halfcheetah"] = {"0": objective_run("Bamba", 0, 46.0)}
+    assert "| 46.0; 45.0 (1) | 50.0 | 51 |" in tool.objectives_table()
+
+
+def test_page_has_the_objectives_table_of_the_kept_runs(load):
+    tool = load("scores")
+    if not any(tool.kept(f"objectives_{env}") for env in tool.BODIES):
+        pytest.skip("nothing was measured yet")
+    assert tool.objectives_table() in (ROOT / "docs" / "results.md").read_text()
