@@ -291,10 +291,18 @@ class Bamba(FramePolicy):
         return [pair for pair in pairs if pair[0] and variant[0]]
 
     def describe(self) -> str:
-        """Size, place, and which implementation of the state-space layer runs."""
-        count = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        backend = describe_backend(self.cfg.mamba_backend, self.device, self.cfg.context_length)
-        return f"{count:,} parameters on {self.device}, {backend}"
+        """Size, place, which implementation of the state-space layer runs; and if all of the run is pre-training."""
+        cfg, count = self.cfg, sum(p.numel() for p in self.parameters() if p.requires_grad)
+        if cfg.encoder.startswith("mamba"):
+            encoder = describe_backend(cfg.mamba_backend, self.device, cfg.context_length)
+        else:
+            encoder = "no encoder" if cfg.encoder == "none" else f"encoder {cfg.encoder}"
+        updates, text = cfg.num_epochs * cfg.updates_per_epoch, f"{count:,} parameters on {self.device}, {encoder}"
+        if cfg.critic_pretrain >= updates:
+            text += (
+                f"\nnotice      all {updates:,} updates are pre-training, in which the actor clones (--critic_pretrain)"
+            )
+        return text
 
     @classmethod
     def make_eval_env(cls, cfg: BambaConfig) -> EvalEnv:

@@ -390,3 +390,17 @@ def test_compiled_equals_eager(tiny):
         a, b = agent.update(copy.deepcopy(batch_of(seed=seed))), twin.update(batch_of(seed=seed))
         for key in a:
             torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_without_an_encoder_a_running_mean_has_nothing_to_follow(tiny):
+    agent = Bamba(tiny(encoder="none", eval_ema=0.5), SPEC).train()
+    for _ in range(3):
+        assert all(v.isfinite().all() for v in agent.update(batch_of()).values())
+
+
+def test_a_run_that_is_all_pre_training_says_so(tiny):
+    short = tiny(critic_pretrain=10, num_epochs=2, updates_per_epoch=5)
+    assert "all 10 updates are pre-training" in Bamba(short, SPEC).describe()
+    longer = tiny(critic_pretrain=10, num_epochs=2, updates_per_epoch=6)
+    assert "pre-training" not in Bamba(longer, SPEC).describe() and "mamba: PyTorch" in Bamba(longer, SPEC).describe()
+    assert "no encoder" in Bamba(tiny(encoder="none"), SPEC).describe()
