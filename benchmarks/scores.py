@@ -180,6 +180,12 @@ def summary(runs: dict[int, dict]) -> dict:
     }
 
 
+def minutes_to_most(run: dict, share: float = 0.9) -> float:
+    """Training time, without evaluations, until an evaluation first had this share of the last checkpoint's score."""
+    updates = next((update for update, score in run["curve"] if score >= share * run["score"]), run["updates"])
+    return updates / run["updates_per_s"] / 60
+
+
 def mean_and_std(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
@@ -188,11 +194,13 @@ def objectives_table() -> str:
     """docs/results.md's table: a row's last checkpoint and the mean of its last five evaluations, body by body."""
     found = {env: list(kept(f"objectives_{env}").values()) for env in BODIES}
     lines = [
-        "| last checkpoint; mean of the last five evaluations | " + " | ".join(BODIES) + " | mean | updates/s |",
-        "|---|" + "---:|" * (len(BODIES) + 2),
+        "| last checkpoint; mean of the last five evaluations | "
+        + " | ".join(BODIES)
+        + " | mean | updates/s | min to 90 % |",
+        "|---|" + "---:|" * (len(BODIES) + 3),
     ]
     for row in EXPERIMENTS["objectives_hopper"].rows:
-        cells, means, rates = [], [], []
+        cells, means, rates, minutes = [], [], [], []
         for env in BODIES:
             runs = [run for run in found[env] if run["row"] == row]
             last = [run["score"] for run in runs]
@@ -200,11 +208,13 @@ def objectives_table() -> str:
             cells.append(f"{mean_and_std(last)}; {statistics.mean(late):.1f} ({len(runs)})" if runs else "")
             means += [statistics.mean(last)] if runs else []
             rates += [run["updates_per_s"] for run in runs]
+            minutes += [f"{statistics.median(map(minutes_to_most, runs)):.1f}"] if runs else []
         mean = f"{statistics.mean(means):.1f}" if len(means) == len(BODIES) else ""
         if rates:
-            lines.append(f"| {row} | {' | '.join(cells)} | {mean} | {statistics.median(rates):.0f} |")
+            times = ", ".join(minutes)
+            lines.append(f"| {row} | {' | '.join(cells)} | {mean} | {statistics.median(rates):.0f} | {times} |")
     levels = [f"{found[env][0]['behavior_score']:.1f}" if found[env] else "" for env in BODIES]
-    return "\n".join([*lines, f"| the data | {' | '.join(levels)} | | |"])
+    return "\n".join([*lines, f"| the data | {' | '.join(levels)} | | | |"])
 
 
 def draw(name: str, rows: dict[str, dict[int, dict]]) -> Path:
