@@ -43,7 +43,7 @@ FLOORS = [
     {"common.run", "common.estimate"},
     {"utils"},
     {"trainer"},
-    {"offline_trainer", "online_trainer"},
+    {"offline_trainer", "online_trainer", "sweep"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 SHELVES = ("common", "networks")  # packages whose files have floors of their own
