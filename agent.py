@@ -115,8 +115,8 @@ class Bamba(FramePolicy):
         self.target_encoder = TargetNetwork(self.encoder) if cfg.target_encoder == "ema" else None
         self.mean_encoder = TargetNetwork(self.encoder) if cfg.eval_ema else None
         self.mean_actor = TargetNetwork(self.actor) if cfg.eval_ema else None
-        betas = rebrac_betas(cfg.env, cfg.dataset_type)
-        self.beta_actor = betas[0] if cfg.beta_actor is None else cfg.beta_actor
+        betas = rebrac_betas(*d4rl_utils.body_and_type(cfg))
+        self.beta_actor = max(betas[0], cfg.min_beta_actor) if cfg.beta_actor is None else cfg.beta_actor
         self.beta_critic = betas[1] if cfg.beta_critic is None else cfg.beta_critic
         # the weight of Q in the actor's loss: 1, or the share of the returns' variance that Q explains
         adaptive = cfg.trust == "explained"

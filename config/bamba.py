@@ -62,6 +62,8 @@ class ObjectiveConfig:
     """td3bc: how much Q is worth against cloning; 0 is behaviour cloning"""
     beta_actor: NonNegative | None = None
     """rebrac: the actor's penalty on leaving the data; none: as published for the data set"""
+    min_beta_actor: NonNegative = 0.0
+    """rebrac: least published penalty; in a short run Q is not yet right about what is far from the data"""
     beta_critic: NonNegative | None = None
     """rebrac: the critic's penalty on leaving the data; none: as published for the data set"""
     expectile: Share = 0.7
@@ -146,7 +148,7 @@ UPSTREAM = {  # what was published: TD3+BC's objective on windows
 }
 PRESETS = {
     "bamba": {
-        "small": {"num_epochs": 100, "save_freq": 10},
+        "small": {"num_epochs": 100, "save_freq": 10, "min_beta_actor": 0.01},
         "quick": {**QUICK, "num_epochs": 12, "updates_per_epoch": 1000, "critic_pretrain": 4000, "beta_actor": 0.2},
         "base": {"d_model": 256, "d_state": 64, "headdim": 64, "n_layers": 6, "learning_rate": 3e-4},
         "upstream": UPSTREAM,

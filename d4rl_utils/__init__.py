@@ -8,7 +8,7 @@ from d4rl_utils.environment import check_dims, eval_env_of, frames_per_second, m
 from d4rl_utils.filters import delayed
 from d4rl_utils.names import DATASET_TYPES, ENVS, SCORE_NAMES, d4rl_score
 from d4rl_utils.reader import Dataset, DatasetInfo, Transitions, read_hdf5
-from d4rl_utils.resolve import resolve_dataset
+from d4rl_utils.resolve import body_and_type, resolve_dataset
 
 __all__ = [
     "DATASET_TYPES",
@@ -17,6 +17,7 @@ __all__ = [
     "Dataset",
     "DatasetInfo",
     "Transitions",
+    "body_and_type",
     "check_dims",
     "d4rl_score",
     "delayed",

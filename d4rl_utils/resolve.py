@@ -60,6 +60,15 @@ def body_of(want: DatasetRequest) -> str:
     return next((name for name in named if name in ENVS), "")
 
 
+def body_and_type(cfg) -> tuple[str, str]:
+    """Which of D4RL's data these are, or are like: hopper, medium. A file is what `env` and `dataset_type` say."""
+    if not cfg.dataset:
+        return cfg.env, cfg.dataset_type
+    want = resolve_dataset(cfg)
+    level = want.place.rpartition("/")[2].rpartition("-v")[0] if want.kind == "minari" else cfg.dataset_type
+    return body_of(want), want.dataset_type or level
+
+
 def is_id(env: str) -> bool:
     """Whether `env` looks like an id of Gymnasium's (Hopper-v4, package:Name-v0), not like a body of D4RL's."""
     head, dash, version = env.rpartition("-v")

@@ -11,11 +11,13 @@ from test_trainer import flags, only_run
 
 import trainer
 import utils
+from agent import Bamba
 from common import logger
+from common.env_spec import EnvSpec
 from config import BambaConfig
 from d4rl_utils import make_env, make_eval_env, open_data, spec_of
 from d4rl_utils.environment import frames_per_second, time_limit
-from d4rl_utils.resolve import resolve_dataset
+from d4rl_utils.resolve import body_and_type, resolve_dataset
 
 pytest.importorskip("mujoco")
 
@@ -199,3 +201,35 @@ def test_scores_are_on_d4rls_scale_for_bodies_alone():
     for env in ("Hopper-v4", "Pendulum-v1"):
         stage = make_eval_env(BambaConfig(dataset="a.hdf5", env=env))
         assert (stage.name, stage.score, stage.scale) == (env, None, "")
+
+
+@pytest.mark.parametrize(
+    "settings, found",
+    [
+        ({}, ("hopper", "medium")),
+        ({"env": "ant", "dataset_type": "expert"}, ("ant", "expert")),
+        ({"dataset": "walker2d-expert-v2"}, ("walker2d", "expert")),
+        ({"dataset": "halfcheetah-medium-replay-local"}, ("halfcheetah", "medium-replay")),
+        ({"dataset": "minari:mujoco/walker2d/expert-v0"}, ("walker2d", "expert")),
+        ({"dataset": "minari:D4RL/door/human-v2"}, ("", "human")),
+        ({"dataset": "mine.hdf5", "env": "walker2d"}, ("walker2d", "medium")),
+        ({"dataset": "mine.hdf5", "env": "Pendulum-v1"}, ("", "medium")),
+        ({"env": "Pendulum-v1"}, ("Pendulum-v1", "medium")),
+    ],
+)
+def test_the_body_and_the_type_of_data(settings, found):
+    assert body_and_type(BambaConfig(**settings)) == found
+
+
+def test_penalties_come_with_the_datas_name():
+    spec = EnvSpec(17, 6, (-1.0,) * 6, (1.0,) * 6)
+
+    def penalties(**changes):
+        agent = Bamba(BambaConfig(**changes), spec)
+        return agent.beta_actor, agent.beta_critic
+
+    assert penalties(dataset="walker2d-expert-v2") == penalties(env="walker2d", dataset_type="expert") == (0.01, 0.5)
+    assert penalties(dataset="halfcheetah-medium-v2") == (0.001, 0.01)
+    assert penalties(dataset="halfcheetah-medium-v2", min_beta_actor=0.01) == (0.01, 0.01)
+    assert penalties(dataset="walker2d-medium-v2", min_beta_actor=0.01) == (0.05, 0.1)
+    assert penalties(dataset="walker2d-medium-v2", min_beta_actor=0.1, beta_actor=0.0) == (0.0, 0.1)
