@@ -25,6 +25,7 @@ import io
 import itertools
 import json
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -32,7 +33,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -44,6 +45,7 @@ from common.checkpoint import AGENTS, agent_of
 from common.interface import OnlineAgent
 from common.parallel import cores
 from config import parse
+from config.shared import Data
 from trainer import catch_signals
 
 TRAINER = [sys.executable, str(Path(__file__).resolve().parent / "trainer.py")]
@@ -172,7 +174,7 @@ def prepare(runs: list[Planned]) -> None:
     for run in runs:
         cfg = parse(run.argv)
         agent_class = agent_of(cfg.agent)
-        key = cfg.agent, *(run.flags.get(k) for k in ("dataset", "env", "data", "preset", "local_transitions"))
+        key = cfg.agent, *(str(run.flags.get(f.name)) for f in fields(Data)), run.flags.get("preset")
         if key in seen:
             continue
         seen.add(key)
@@ -270,7 +272,10 @@ class Sweep:
     def __init__(self, runs: list[Planned], folder: Path, jobs: int, retries: int, threads: int):
         self.runs, self.folder, self.jobs, self.retries, self.threads = runs, folder, jobs, retries, threads
         self.stopping, self.processes = threading.Event(), set()
-        self.gpus = list(range(torch.cuda.device_count()))
+        self.gpus = visible_gpus()
+        self.places = queue.SimpleQueue()  # to compute in: a GPU for each run that trains, None: the CPU
+        for i in range(jobs):
+            self.places.put(self.gpus[i % len(self.gpus)] if self.gpus else None)
         self.journal_lock = threading.Lock()
 
     def tell(self, run: Planned, event: str, **more) -> None:
@@ -281,10 +286,15 @@ class Sweep:
         if not sys.stdout.isatty():
             print(f"{run.name}: {event}" + "".join(f", {v}" for v in more.values()), flush=True)
 
-    def train(self, number: int) -> None:
+    def train(self, run: Planned) -> None:
         """One run, from wherever it stands to its end."""
-        run = self.runs[number]
-        place = self.folder / run.name
+        gpu = self.places.get()
+        try:
+            self.finish(run, self.folder / run.name, gpu)
+        finally:
+            self.places.put(gpu)
+
+    def finish(self, run: Planned, place: Path, gpu: str | None) -> None:
         with open(place / "lock", "a") as lock:
             while not take_lock(lock):  # a trainer that outlived an earlier sweep
                 if self.stopping.wait(LOOK):
@@ -295,7 +305,7 @@ class Sweep:
                 begun = run_folder(place)
                 argv = ["--resume", str(begun)] if begun else [*run.argv, "--output_dir", str(place)]
                 self.tell(run, "goes on" if begun else "begins")
-                code = self.call([*argv, *self.place_flags(run)], number, lock, place / "output.txt")
+                code = self.call([*argv, *self.place_flags(run)], gpu, lock, place / "output.txt")
                 if self.stopping.is_set():
                     return
                 if code == 0:
@@ -310,10 +320,8 @@ class Sweep:
         """Where it computes: side by side on a CPU, each run has its share of the cores."""
         return [] if self.gpus or "threads" in run.flags else ["--threads", str(self.threads)]
 
-    def call(self, argv: list[str], number: int, lock, output: Path) -> int:
-        env = dict(os.environ)
-        if self.gpus:
-            env["CUDA_VISIBLE_DEVICES"] = str(self.gpus[number % len(self.gpus)])
+    def call(self, argv: list[str], gpu: str | None, lock, output: Path) -> int:
+        env = dict(os.environ) if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
         with open(output, "a") as file:
             # the trainer inherits the lock: it is free when nobody trains this run any more, killed or not
             process = subprocess.Popen(
@@ -335,7 +343,7 @@ class Sweep:
         """Until all is done, failed or stopped. Returns the exit status."""
         shown = 0
         with catch_signals() as signals, ThreadPoolExecutor(self.jobs) as pool:
-            futures = [pool.submit(self.train, number) for number in range(len(self.runs))]
+            futures = [pool.submit(self.train, run) for run in self.runs]
             while not all(future.done() for future in futures):
                 if signals and not self.stopping.is_set():
                     self.stop()
@@ -352,6 +360,13 @@ class Sweep:
         lines = table_of(self.runs, self.folder, self.jobs)
         print("\n".join(lines))
         return int(any(state_of(self.folder / run.name).word == "failed" for run in self.runs))
+
+
+def visible_gpus() -> list[str]:
+    """The cards that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    count = torch.cuda.device_count()
+    return named.split(",")[:count] if named else [str(i) for i in range(count)]
 
 
 def state_of_end(place: Path) -> bool:

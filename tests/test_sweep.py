@@ -18,7 +18,7 @@ from common import logger
 from config import parse
 
 FAKE = """
-import json, signal, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 
 flags = dict(w.removeprefix("--").partition("=")[::2] for w in sys.argv[1:] if "=" in w)
@@ -31,6 +31,7 @@ else:
     (folder / "config.json").write_text(json.dumps(flags))
 stopped = []
 signal.signal(signal.SIGTERM, lambda *a: stopped.append(1))
+(folder.parent / "gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
 with open(folder.parent / "calls", "a") as calls:
     calls.write("resume\\n" if "--resume" in sys.argv else "begin\\n")
 if flags["seed"] == "13":
@@ -179,6 +180,15 @@ def test_a_run_goes_on_from_its_checkpoint(fake, tmp_path):
     assert sweep.main([*fake, "--seeds", "1"]) == 0
     assert calls_of(tmp_path, "bamba-hopper-medium-s1") == ["resume"]
     assert len((begun / "log.jsonl").read_text().splitlines()) == 10
+
+
+@pytest.mark.parametrize("named, gpus", [("", {"0", "1"}), ("5,7", {"5", "7"})])
+def test_every_card_has_one_run_at_a_time(fake, tmp_path, monkeypatch, named, gpus):
+    monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert sweep.main([*fake, "--seeds", "1-2"]) == 0
+    used = {(tmp_path / "out" / "sweep" / f"bamba-hopper-medium-s{seed}" / "gpu").read_text() for seed in (1, 2)}
+    assert used == gpus
 
 
 def test_a_name_stands_for_one_setting(fake, capsys):
