@@ -37,11 +37,19 @@ def commit() -> str:
     return (run("rev-parse", "--short", "HEAD") or "none") + ("+" if run("status", "--porcelain", "--", "*.py") else "")
 
 
+def without_folder(word: str) -> str:
+    """A path as others have it: from the project's root, or the name alone."""
+    path = Path(word)
+    if not path.is_absolute():
+        return word
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
 def facts() -> dict:
     """Machine, versions, commit, command, date."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "command": "python " + shlex.join(sys.argv),
+        "command": "python " + shlex.join(map(without_folder, sys.argv)),
         "machine": {"cpu": processor(), "cores": torch.get_num_threads(), "gpu": gpu, "system": platform.system()},
         "versions": devices.versions(),
         "commit": commit(),

@@ -112,3 +112,10 @@ def test_page_has_the_objectives_table_of_the_kept_runs(load):
     if not any(tool.kept(f"objectives_{env}") for env in tool.BODIES):
         pytest.skip("nothing was measured yet")
     assert tool.objectives_table() in (ROOT / "docs" / "results.md").read_text()
+
+
+def test_a_measurements_command_has_no_folder_of_the_machine_that_ran_it(load):
+    without = load("harness").without_folder
+    assert without(str(ROOT / "benchmarks" / "a.json")) == "benchmarks/a.json"
+    assert without("/home/somebody/hopper.hdf5") == "hopper.hdf5"
+    assert [without(word) for word in ("--file", "datasets/a.hdf5", "0")] == ["--file", "datasets/a.hdf5", "0"]
