@@ -1,9 +1,13 @@
 """Checkpoints: an agent as one file that needs nothing else to be woken, and the program behind a system's name."""
 
+import hashlib
 import importlib
+import io
 import logging
 import pickle
+import struct
 import zipfile
+import zlib
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -16,6 +20,25 @@ from common.optim import load_optimizer
 from config import CONFIGS
 
 FORMAT = 2  # of checkpoints; raise it when keys change, and teach `upgrade` the old ones
+SEAL = b"\nsha256 of the above: "  # and 32 bytes more, at the end of a file of format 2 and later
+DAMAGED = (  # what PyTorch, zip and pickle say of bytes that are no checkpoint
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    NotImplementedError,
+    OverflowError,
+    UnicodeDecodeError,
+    OSError,
+)
 # Names in the weights' keys of format 1, between dots, and what they are called now.
 FORMAT_1_KEYS = {
     "normal": "obs_normalizer",
@@ -72,41 +95,80 @@ def save(path: Path, agent: Agent, run: dict) -> None:
         "versions": versions(),
         "run": run,
     }
+    write(path, ckpt)
+
+
+def write(path: Path, ckpt: dict) -> None:
+    """The dictionary as a file, with the SHA-256 of its content at the end, whole or not at all."""
     with atomic_write(path) as file:
         torch.save(ckpt, file)
+        with open(file, "rb+") as whole:
+            digest = hashlib.file_digest(whole, "sha256").digest()
+            whole.write(SEAL + digest)  # behind what was read
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """The checkpoint's dictionary, on the CPU. ValueError for what is missing, torn, foreign or too old."""
+    """The checkpoint's dictionary, on the CPU. ValueError for what is missing, damaged, foreign or of another version.
+
+    Nothing in it is unpickled before its SHA-256 was found right; of format 1, which has none, the archive's own sums.
+    """
     path = Path(path)
     if path.is_dir():
         path = path / "last_checkpoint.pt"
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}; give a .pt file that trainer.py wrote, or its run folder")
     try:
+        sealed = check_seal(path)
         ckpt = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-        UnicodeDecodeError,
-    ) as error:
+    except DAMAGED as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{path} is not a whole checkpoint of this project (torn, or of another program): {reason}"
+            f"{path} is not a whole checkpoint of this project (damaged, or of another program): {reason}"
+            f"{instead_of(path)}"
         ) from error
-    if not isinstance(ckpt, dict) or "format" not in ckpt or "system" not in ckpt:
+    if not isinstance(ckpt, dict) or not {"format", "system", "config", "agent", "run"} <= ckpt.keys():
         raise ValueError(f"{path} was not written by this project: it has no format and system in it")
     if ckpt["format"] not in (1, FORMAT):
         raise ValueError(
             f"{path} is of format {ckpt['format']}, this version reads 1 to {FORMAT}: use the version that wrote it"
         )
+    if ckpt["format"] > 1 and not sealed:
+        raise ValueError(f"{path} is damaged: its end is missing{instead_of(path)}")
     if ckpt["system"] not in AGENTS:
         raise ValueError(f"{path} holds a {ckpt['system']!r}; this version knows {', '.join(AGENTS)}")
+    bad = [k for k, v in ckpt["agent"].items() if v.is_floating_point() and not v.isfinite().all()]
+    if bad:
+        raise ValueError(f"{path} holds weights that are not finite ({bad[0]}): its training failed{instead_of(path)}")
     return upgrade(ckpt) if ckpt["format"] == 1 else ckpt
+
+
+def check_seal(path: Path) -> bool:
+    """Whether the file has a seal; ValueError if it is not that of its content, or if there is none, of the archive."""
+    length = len(SEAL) + 32
+    with open(path, "rb") as file:
+        end = file.seek(0, io.SEEK_END)
+        file.seek(max(0, end - length))
+        seal = file.read()
+        if seal.startswith(SEAL):
+            file.seek(0)
+            found, left = hashlib.sha256(), end - length
+            while left:
+                block = file.read(min(left, 1 << 20))
+                found.update(block)
+                left -= len(block)
+            if found.digest() != seal[len(SEAL) :]:
+                raise ValueError("its content is not that of its SHA-256")
+            return True
+    with zipfile.ZipFile(path) as archive:
+        if name := archive.testzip():
+            raise ValueError(f"its part {name} does not have its sum")
+    return False
+
+
+def instead_of(path: Path) -> str:
+    """What else of the run there is to go on from."""
+    others = [p.name for p in sorted(path.parent.glob("*_checkpoint*.pt")) if p.name != path.name]
+    return f". Beside it: {', '.join(others)}" if others else ""
 
 
 def upgrade(ckpt: dict) -> dict:

@@ -23,6 +23,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def keep_previous(path: Path) -> None:
+    """What stands at `path`, if anything, stays as NAME.prev.SUFFIX when `path` is written anew."""
+    if not path.exists():
+        return
+    previous = path.with_suffix(".prev" + path.suffix)
+    part = previous.with_name(previous.name + ".part")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(path, part)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, part)
+    os.replace(part, previous)
+
+
 def new_folder(path: Path) -> Path:
     """Make `path`, or `path`-2, -3, ... if another run was faster; returns what was made."""
     for tail in itertools.chain([""], (f"-{n}" for n in itertools.count(2))):

@@ -173,6 +173,8 @@ class Run:
             run["processes"] = distributed.gather(own)
         if distributed.rank():
             return
+        if name == "last_checkpoint.pt":
+            logger.keep_previous(self.folder / name)
         checkpoints.save(self.folder / name, self.agent, run)
         best = self.folder / "best_checkpoint.pt"
         logger.link_latest(best if best.exists() else self.folder / name, self.folder.parent / best.name)

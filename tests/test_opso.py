@@ -18,7 +18,7 @@ import online_trainer
 import trainer
 import utils
 from common import logger
-from common.checkpoint import load, save
+from common.checkpoint import load, save, write
 from common.interface import EnvSpec
 from common.optim import td_target
 from common.rollout import Step
@@ -369,7 +369,7 @@ def test_checkpoints_from_before_a_flag_act_as_they_did(tmp_path):
     save(tmp_path / "old.pt", agent, {})
     part = torch.load(tmp_path / "old.pt", weights_only=True)
     del part["config"]["inverse_goal"], part["config"]["goal_in_reach"]
-    torch.save(part, tmp_path / "old.pt")
+    write(tmp_path / "old.pt", part)
     woken = load(tmp_path / "old.pt")[0].eval()
     state, goal = torch.randn(2, 5, 2)
     for one in (agent, woken):

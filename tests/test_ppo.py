@@ -16,6 +16,7 @@ import decision_transformer as decision
 import trainer
 import utils
 from common import logger
+from common.checkpoint import write
 from common.interface import EnvSpec
 from common.optim import RunningMeanStd
 from common.vector_env import Envs
@@ -498,7 +499,7 @@ def test_other_data_than_the_policys_are_refused(checkpoint, hopper_file, tmp_pa
     init = checkpoint()
     part = torch.load(init, weights_only=True)
     part["run"]["data"]["sha256"] = "0" * 64
-    torch.save(part, init)
+    write(Path(init), part)
     with pytest.raises(ValueError, match="the policy learned from walk"):
         begin(init=init)
     begin(init=init, dataset=str(hopper_file))  # said by name, they are meant

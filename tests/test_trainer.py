@@ -47,7 +47,8 @@ def timeless(rows: list[dict]) -> list[dict]:
 def test_a_run_leaves_what_it_promises(hopper_file, tmp_path, capsys):
     assert trainer.main(flags(hopper_file, tmp_path)) == 0
     folder = only_run(tmp_path)
-    names = {"config.json", "log.jsonl", "training_curves.png", "last_checkpoint.pt", "best_checkpoint.pt"}
+    names = {"config.json", "log.jsonl", "training_curves.png", "best_checkpoint.pt"}
+    names |= {"last_checkpoint.pt", "last_checkpoint.prev.pt"}
     assert {p.name for p in folder.iterdir()} == names and folder.name.startswith("walk-bamba-s42-")
     rows = logger.read_log(folder / "log.jsonl")
     assert rows[0]["config"]["batch_size"] == 8 and rows[0]["data"]["name"] == "walk" and rows[0]["data"]["sha256"]

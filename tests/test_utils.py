@@ -19,6 +19,7 @@ import utils
 from agent import Bamba
 from common import device as devices
 from common import logger, plotting
+from common.checkpoint import FORMAT, write
 from common.interface import EnvSpec, EvalEnv
 
 SPEC = EnvSpec(state=3, action=2, low=(-1.0, -1.0), high=(1.0, 1.0))
@@ -184,6 +185,9 @@ def test_a_killed_writer_leaves_the_old_checkpoint(saved, monkeypatch):
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
+EMPTY = {"format": FORMAT, "system": "bamba", "config": {}, "agent": {}, "run": {}}
+
+
 def foreign_zip(path):
     with zipfile.ZipFile(path, "w") as z:
         z.writestr("hello.txt", "no checkpoint")
@@ -199,8 +203,8 @@ def foreign_zip(path):
         (foreign_zip, "not a whole checkpoint"),
         (lambda p: torch.save({"state_dict": {}}, p), "not written by this project"),
         (lambda p: torch.save([1, 2], p), "not written by this project"),
-        (lambda p: torch.save({"format": 0, "system": "bamba"}, p), "of format 0"),
-        (lambda p: torch.save({"format": utils.FORMAT, "system": "sac"}, p), "holds a 'sac'"),
+        (lambda p: torch.save(EMPTY | {"format": 0}, p), "of format 0"),
+        (lambda p: write(p, EMPTY | {"system": "sac"}), "holds a 'sac'"),
         (lambda p: torch.save(io.BytesIO, p), "not a whole checkpoint"),  # code, not data: weights_only refuses it
     ],
 )
@@ -218,7 +222,7 @@ def test_settings_of_another_version_are_named(saved):
     _, path = saved
     part = utils.read_checkpoint(path)
     part["config"]["mystery"] = 1
-    torch.save(part, path)
+    write(path, part)
     with pytest.raises(ValueError, match="does not know: mystery"):
         utils.load(path)
 
@@ -227,7 +231,7 @@ def test_settings_younger_than_a_checkpoint_take_their_defaults_and_are_named(sa
     agent, path = saved
     part = utils.read_checkpoint(path)
     del part["config"]["alpha"], part["config"]["tau"]
-    torch.save(part, path)
+    write(path, part)
     with caplog.at_level("INFO"):
         twin, _ = utils.load(path)
     assert twin.cfg.alpha == 2.5 and twin.cfg.tau == 0.005 and twin.cfg.d_model == agent.cfg.d_model
