@@ -21,6 +21,7 @@ from tqdm import tqdm
 import utils
 from common import distributed, estimate
 from common.cuda_graph import CaptureError
+from common.env_spec import EnvFault
 from common.files import check_file_path, check_folder_path
 from common.interface import OnlineAgent
 from common.optim import count_due
@@ -240,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
             print(estimate_of(run, argv), flush=True)
     try:
         return train_online(run) if online else train_offline(run)
-    except (FloatingPointError, CaptureError) as error:
+    except (FloatingPointError, CaptureError, EnvFault) as error:
         print(f"error: {error}. The last good checkpoint is {run.last_good()}", file=sys.stderr)
         return 1
     finally:

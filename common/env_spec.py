@@ -4,6 +4,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 
+class EnvFault(ValueError):
+    """An environment broke what its spaces promise: a sentence that names it."""
+
+
 class EnvSpec(NamedTuple):
     """What the environment fixes and no flag can change."""
 

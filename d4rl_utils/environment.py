@@ -8,14 +8,13 @@ from collections.abc import Callable
 from importlib.metadata import version as installed
 
 from common.env_spec import EnvSpec, EvalEnv
-from d4rl_utils.names import ENVS, d4rl_score, suggest
+from d4rl_utils.names import ENVS, MAX_EPISODE_STEPS, d4rl_score, suggest
 from d4rl_utils.observe import Observe, parse_observe
 from d4rl_utils.resolve import body_of, is_id, resolve_dataset
 
 log = logging.getLogger(__name__)
 
 IDS = {"hopper": "Hopper", "walker2d": "Walker2d", "halfcheetah": "HalfCheetah", "ant": "Ant"}
-MAX_EPISODE_STEPS = 1000
 
 
 def make_eval_env(cfg) -> EvalEnv:
@@ -112,12 +111,15 @@ def make_env(env: str, version: str = "v4", render_mode: str | None = None):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*out of date.*", category=DeprecationWarning)
         try:
-            return gymnasium.make(env, render_mode=render_mode, **options)
+            made = gymnasium.make(env, render_mode=render_mode, disable_env_checker=True, **options)
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:  # also MuJoCo's v2 and v3, long gone
             raise ImportError(f"{env} cannot be made: {error}") from error
         except gymnasium.error.Error as error:
             hint = suggest(env, gymnasium.registry) or f": {error}"
             raise ValueError(f"unknown env '{env}', Gymnasium has none of this name{hint}") from error
+    from d4rl_utils.sound_env import made_sound
+
+    return made_sound(made, MAX_EPISODE_STEPS)
 
 
 def time_limit(env: str) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from d4rl_utils.names import suggest
+from d4rl_utils.names import MAX_EPISODE_STEPS, suggest
 from d4rl_utils.reader import Dataset, DatasetInfo, Transitions, episode_returns
 
 DOWNLOAD = "import sys, minari; minari.download_dataset(sys.argv[1])"
@@ -89,9 +89,11 @@ def read_minari(name: str) -> Dataset:
 
 def environment(found, render_mode: str | None = None):
     """The environment that recorded the data, fresh. Minari's remarks about versions are passed on."""
+    from d4rl_utils.sound_env import made_sound
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*out of date.*", category=DeprecationWarning)
-        return found.recover_environment(render_mode=render_mode)
+        return made_sound(found.recover_environment(render_mode=render_mode), MAX_EPISODE_STEPS)
 
 
 def scale_of(found) -> tuple[Callable[[float], float] | None, str]:

@@ -173,7 +173,7 @@ def _read(path: Path, max_episode_steps: int) -> tuple[Transitions, dict]:
         raise ValueError(f"{path} is not an HDF5 file. Was a web page saved in its place? Remove it and get it again.")
     try:
         with h5py.File(path, "r") as file:
-            columns = _columns(path, file)
+            columns, shapes = _columns(path, file)
             local_name = str(file.attrs["name"]) if file.attrs.get("made_by") == MADE_BY else None
     except OSError as error:
         raise ValueError(f"{path} is damaged or only part of a file ({error}). Remove it and get it again.") from error
@@ -186,12 +186,12 @@ def _read(path: Path, max_episode_steps: int) -> tuple[Transitions, dict]:
         "format": CACHE_FORMAT,
         "max_episode_steps": max_episode_steps,
         "local_name": local_name,
-        "notes": notes,
+        "notes": [*shapes, *notes],
     }
 
 
-def _columns(path: Path, file) -> dict[str, np.ndarray]:
-    """The layout's arrays, float32 and bool, of one length, finite."""
+def _columns(path: Path, file) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The layout's arrays, float32 and bool, of one length, finite; and which had another shape."""
     import h5py
 
     dims = {"observations": 2, "actions": 2, "rewards": 1, "terminals": 1, "timeouts": 1, "next_observations": 2}
@@ -202,21 +202,28 @@ def _columns(path: Path, file) -> dict[str, np.ndarray]:
             f"{path} has no dataset {' or '.join(repr(k) for k in missing)}; it holds {', '.join(file) or 'nothing'}. "
             "D4RL's layout is observations, actions, rewards, terminals [, timeouts, next_observations]."
         )
-    columns = {}
+    columns, notes = {}, []
     for key, ndim in dims.items():
         data, rows = file.get(key), file["observations"].shape[:1]
         if not isinstance(data, h5py.Dataset):
             continue
         if data.dtype.kind not in "fiub":
             raise ValueError(f"{path}: '{key}' holds {data.dtype}, not numbers.")
-        if data.ndim != ndim or data.shape[:1] != rows:
+        shape = data.shape
+        if (len(shape), ndim) == (2, 1) and shape[1] == 1:  # as in some of D4RL's first files
+            shape = shape[:1]
+        elif (len(shape), key) == (1, "actions"):
+            shape = (*shape, 1)
+        if len(shape) != ndim or shape[:1] != rows:
             raise ValueError(
                 f"{path}: '{key}' has shape {data.shape}; expected {ndim} dimension(s) and {rows[0] if rows else 0} "
                 "rows, as many as 'observations'. The columns are of different recordings, or it is another layout."
             )
         if not data.size:
             raise ValueError(f"{path}: '{key}' has shape {data.shape}: there is no transition in the file.")
-        columns[key] = _checked(path, key, data[:])
+        if shape != data.shape:
+            notes.append(f"'{key}' has shape {data.shape} and is read as {shape}.")
+        columns[key] = _checked(path, key, data[:].reshape(shape))
     if "next_observations" in columns and columns["next_observations"].shape != columns["observations"].shape:
         raise ValueError(
             f"{path}: 'next_observations' has shape {columns['next_observations'].shape}, "
@@ -226,7 +233,7 @@ def _columns(path: Path, file) -> dict[str, np.ndarray]:
         for key in ("observations", "next_observations"):
             if key in columns:
                 columns[key] = _without_contacts(path, key, columns[key])
-    return columns
+    return columns, notes
 
 
 def _checked(path: Path, key: str, values: np.ndarray) -> np.ndarray:

@@ -172,7 +172,7 @@ ROWS = 9
         ("rewards", None, "has no dataset 'rewards'"),
         ("actions", np.zeros((ROWS - 1, 2)), r"'actions' has shape \(8, 2\); expected 2 dim.*9 rows"),
         ("timeouts", np.zeros(ROWS + 1), r"'timeouts' has shape \(10,\)"),
-        ("rewards", np.zeros((ROWS, 1)), r"'rewards' has shape \(9, 1\); expected 1 dim"),
+        ("rewards", np.zeros((ROWS, 2)), r"'rewards' has shape \(9, 2\); expected 1 dim"),
         ("observations", np.zeros(ROWS), r"'observations' has shape \(9,\); expected 2"),
         ("next_observations", np.zeros((ROWS, 4)), r"'next_observations' has shape \(9, 4\).*must be the same"),
         ("actions", np.zeros((ROWS, 0)), "no transition"),

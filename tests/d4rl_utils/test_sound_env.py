@@ -1,0 +1,98 @@
+"""What an environment returns is made sound, or said to be broken."""
+
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+from test_trainer import flags
+
+import trainer
+from common.env_spec import EnvFault
+from d4rl_utils import make_env, read_hdf5
+from d4rl_utils.names import MAX_EPISODE_STEPS
+
+pytest.importorskip("mujoco")
+
+
+class Odd(gymnasium.Env):
+    """Never ends; `flaw` says what else is wrong, from the second step on."""
+
+    metadata = {"render_modes": [], "render_fps": 10}  # noqa: RUF012
+    observation_space = gymnasium.spaces.Box(-10, 10, (11,), np.float64)
+    action_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+
+    def __init__(self, flaw="", render_mode=None):
+        self.flaw = flaw
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(11, np.float32 if self.flaw == "dtype" else np.float64), {}
+
+    def step(self, action):
+        self.t += 1
+        flaw = self.flaw if self.t == 2 else ""
+        state = {"shape": np.zeros(12), "nan": np.full(11, np.nan), "words": np.array(["a"] * 11)}.get(
+            flaw, np.zeros(11)
+        )
+        reward = {"array": np.ones(1), "two": np.ones(2), "inf": np.inf}.get(flaw, 1.0)
+        return state, reward, np.bool_(False), False, {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    for flaw in ("", "shape", "nan", "words", "array", "two", "inf", "dtype"):
+        gymnasium.register(f"Odd{flaw}-v0", Odd, kwargs={"flaw": flaw})
+    yield
+    for flaw in ("", "shape", "nan", "words", "array", "two", "inf", "dtype"):
+        del gymnasium.registry[f"Odd{flaw}-v0"]
+
+
+@pytest.mark.parametrize(
+    "flaw, words",
+    [
+        ("shape", r"Oddshape-v0 shows observations of shape \(12,\), its space says \(11,\)"),
+        ("nan", "Oddnan-v0 showed an observation that is not finite, after step 2"),
+        ("words", "Oddwords-v0 shows observations of <U1, its space says float64"),
+        ("two", "Oddtwo-v0 pays .* in step 2 of an episode: that is no finite number"),
+        ("inf", "Oddinf-v0 pays inf in step 2"),
+    ],
+)
+def test_what_cannot_be_mended_is_said(flaw, words):
+    env = make_env(f"Odd{flaw}-v0")
+    env.reset(seed=0)
+    env.step(np.zeros(3, np.float32))
+    with pytest.raises(EnvFault, match=words):
+        env.step(np.zeros(3, np.float32))
+
+
+def test_what_can_be_mended_is_and_every_episode_ends(caplog):
+    env = make_env("Oddarray-v0")
+    assert "has no time limit: its episodes are cut after 1000 steps" in caplog.text
+    env.reset(seed=0)
+    rewards = [env.step(np.zeros(3, np.float32)) for _ in range(MAX_EPISODE_STEPS)]
+    assert all(type(reward) is float and type(dead) is bool for _, reward, dead, _, _ in rewards)
+    assert [late for *_, late, _ in rewards] == [False] * (MAX_EPISODE_STEPS - 1) + [True]
+    state, _ = make_env("Odddtype-v0").reset(seed=0)
+    assert state.dtype == np.float64
+
+
+def test_a_run_in_a_broken_environment_ends_with_a_sentence(hopper_file, tmp_path, capsys):
+    argv = flags(hopper_file, tmp_path, env="Oddnan-v0", num_eval_episodes=1, num_epochs=2)
+    assert trainer.main(argv) == 1
+    said = capsys.readouterr().err
+    assert "error: Oddnan-v0 showed an observation that is not finite" in said and "last good checkpoint" in said
+
+
+def test_columns_of_d4rls_first_files_are_read(hopper_file, tmp_path, caplog):
+    """Rewards and flags of shape (N, 1); actions of one dim as (N,)."""
+    path, other = tmp_path / "first.hdf5", tmp_path / "one.hdf5"
+    with h5py.File(hopper_file) as old, h5py.File(path, "w") as new, h5py.File(other, "w") as flat:
+        for key, data in old.items():
+            one_number = key in ("rewards", "terminals", "timeouts")
+            new[key] = data[:][:, None] if one_number else data[:]
+            flat[key] = data[:, 0] if key == "actions" else data[:]
+    mine, theirs = read_hdf5(path).transitions, read_hdf5(hopper_file).transitions
+    assert all(np.array_equal(a, b) for a, b in zip(mine, theirs))
+    assert "'rewards' has shape (400, 1) and is read as (400,)" in caplog.text
+    assert read_hdf5(other).transitions.actions.shape == (400, 1)
