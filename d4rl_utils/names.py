@@ -7,9 +7,9 @@ from common.download import Entry
 
 ENVS = ("hopper", "walker2d", "halfcheetah", "ant")
 DATASET_TYPES = ("random", "medium", "medium-replay", "medium-expert", "expert", "full-replay")
+MAX_EPISODE_STEPS = 1000  # D4RL's, and where an environment has no limit
 
 # (state dims, action dims). D4RL's ant files have 111 state dims: 27 and 84 contact forces that are zero throughout.
-MAX_EPISODE_STEPS = 1000  # D4RL's, and where an environment has no limit
 DIMS = {"hopper": (11, 3), "walker2d": (17, 6), "halfcheetah": (17, 6), "ant": (27, 8)}
 
 # Mean returns of a random policy and of an expert (Fu et al. 2020; d4rl/infos.py): a score of 0 and of 100.
