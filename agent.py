@@ -100,15 +100,18 @@ class Bamba(FramePolicy):
         self.k = context_of(cfg)
         self.register_action_bounds()
         self.obs_normalizer = Normalizer(spec.state)
+        self.delta_normalizer = Normalizer(spec.state) if cfg.state_delta else None
+        self.burn_in = burn_in_of(cfg)
+        width = spec.state * (1 + cfg.state_delta)
         if cfg.encoder == "none":
-            self.encoder = Present(spec.state)
+            self.encoder = Present(width)
         else:
-            self.encoder = Encoder(cfg, spec.state, self.k + (cfg.train_on == "segments"))
+            self.encoder = Encoder(cfg, width, self.k + (cfg.train_on == "segments"))
         D, hidden = self.encoder.dim, [cfg.hidden_dim] * cfg.head_depth
-        seen = spec.state if cfg.critic_input == "state" else D
+        seen = width if cfg.critic_input == "state" else D
         self.actor = mlp(D, *hidden, spec.action)
         self.critic = TwinQ(seen, spec.action, cfg.hidden_dim, cfg.head_depth, cfg.critic_layernorm)
-        self.next_state = mlp(D + spec.action, cfg.hidden_dim, spec.state)
+        self.next_state = mlp(D + spec.action, cfg.hidden_dim, width)
         self.reward = mlp(D + spec.action, cfg.hidden_dim, 1)
         self.value = mlp(seen, *hidden, 1, layer_norm=cfg.critic_layernorm) if cfg.objective == "iql" else None
         self.target_actor, self.target_critic = TargetNetwork(self.actor), TargetNetwork(self.critic)
@@ -135,6 +138,15 @@ class Bamba(FramePolicy):
         self.capture_updates()
 
     # -- networks --------------------------------------------------------------------------------
+    def normalize(self, states: Tensor) -> Tensor:
+        """Raw states (B, L, S) -> what the nets see of them, (B, L, S); with `state_delta` (B, L, 2S): beside each the
+        change since the one before, in its own units of spread, 0 at the first."""
+        x = self.obs_normalizer(states)
+        if self.delta_normalizer is None:
+            return x
+        delta = x.diff(dim=1) / self.delta_normalizer.std  # their mean stays: nothing has changed is always 0
+        return torch.cat([x, nn.functional.pad(delta, (0, 0, 1, 0))], -1)
+
     def policy(self, z: Tensor, actor: nn.Module | None = None) -> Tensor:
         """Embedding (B, D) -> action within its bounds (B, A)."""
         return self.action_bias + self.action_scale * (actor or self.actor)(z).tanh()
@@ -186,7 +198,7 @@ class Bamba(FramePolicy):
 
     def window_rows(self, b: Window, noise: Noise) -> Rows:
         """Each window one step: the encoder reads it, and the one that a step later ends in s'."""
-        states, next_states = self.obs_normalizer(b.states), self.obs_normalizer(b.next_states)
+        states, next_states = self.normalize(b.states), self.normalize(b.next_states)
         # two autocast regions: the weights that one has cast know of no gradient, or lie on the other's stream
         with self.side, torch.no_grad(), self.precision():
             next_z = (self.target_encoder or self.encoder)(next_states)
@@ -199,7 +211,7 @@ class Bamba(FramePolicy):
     def segment_rows(self, b: Segment, noise: Noise) -> Rows:
         """Every place of a segment is a step, and the next place is the next step: one pass through the encoder does
         for both, unless there is dropout or a target encoder, whose targets want a pass of their own."""
-        states = self.obs_normalizer(b.states)
+        states = self.normalize(b.states)
         apart = noise.mask_bits is not None or self.target_encoder
         if apart:
             with self.side, torch.no_grad(), self.precision():
@@ -208,8 +220,8 @@ class Bamba(FramePolicy):
         with self.precision():
             z = self.encoder.sequence(states, noise.mask_bits)
         self.side.join()
-        next_z = (target_z if apart else z.detach())[:, 1:]
-        pairs = states[:, :-1], z[:, :-1].float(), states[:, 1:], next_z.float()
+        states, z, next_z = (x[:, self.burn_in :] for x in (states, z, target_z if apart else z.detach()))
+        pairs = states[:, :-1], z[:, :-1].float(), states[:, 1:], next_z[:, 1:].float()
         return Rows(*(x.flatten(0, 1) if torch.is_tensor(x) else x for x in (*pairs, *b[1:])))
 
     def objective(self, b: Rows, noise: Tensor, variant: tuple[bool, bool]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -315,9 +327,10 @@ class Bamba(FramePolicy):
     ) -> tuple[WindowSampler | SegmentSampler, d4rl_utils.DatasetInfo]:
         """The sampler on the training device, and what the data are."""
         transitions, identity = d4rl_utils.open_data(cfg)
-        sampler = SegmentSampler if cfg.train_on == "segments" and cfg.encoder != "none" else WindowSampler
         gamma = None if cfg.objective == "bc" else cfg.gamma
-        return sampler(transitions, context_of(cfg), device, seed, gamma), identity
+        if cfg.train_on == "segments" and cfg.encoder != "none":
+            return SegmentSampler(transitions, cfg.context_length, device, seed, gamma, burn_in_of(cfg)), identity
+        return WindowSampler(transitions, context_of(cfg), device, seed, gamma), identity
 
     @classmethod
     def check_parallel(cls, cfg: BambaConfig) -> None:
@@ -329,6 +342,8 @@ class Bamba(FramePolicy):
         """The normaliser's statistics come from the data, once. ValueError if the data are of another body."""
         d4rl_utils.check_dims(self.cfg.env, self.spec, data.states.shape[1], data.widths[0])
         self.obs_normalizer.fit(data.states)
+        if self.delta_normalizer:
+            self.delta_normalizer.fit(self.obs_normalizer(data.next_states) - self.obs_normalizer(data.states))
 
     def data_levels(self, sampler: WindowSampler | SegmentSampler) -> dict[str, float]:
         """The mean discounted return-to-go of the data: where Q of the data would be if it were the recorder's."""
@@ -350,14 +365,14 @@ class Bamba(FramePolicy):
     ) -> tuple[Tensor, Tensor]:
         """The action (B, A) for the present of windows, and its embedding (B, D).
 
-        t (B,): steps of the episode before the present. An agent of segments wants it: in training nothing stands
-        before an episode's start, so what the window repeats there is left away. nets: encoder and actor that act in
-        place of its own.
+        t (B,): steps of the episode before the present. An agent of segments wants it: in training no more than
+        `burn_in` states stand before an episode's start, so what the window repeats there beyond is left away. nets:
+        encoder and actor that act in place of its own.
         """
-        states = self.obs_normalizer(view[0])
+        states = self.normalize(view[0])
         encoder, actor = nets or (self.encoder, self.actor)
         if self.cfg.train_on == "segments" and self.cfg.encoder != "none":
-            seen = (t + 1).clamp_max(self.k)[:, None]
+            seen = (t + 1 + self.burn_in).clamp_max(self.k)[:, None]
             places = (torch.arange(self.k, device=seen.device) + self.k - seen).clamp_max(self.k - 1)
             states = states.gather(1, places[..., None].expand_as(states))
             z = encoder.sequence(states)
@@ -369,14 +384,14 @@ class Bamba(FramePolicy):
     def bc_error(self, b: Window | Segment) -> Tensor:
         """Mean squared distance from the recorded actions, by action dim. (A,)"""
         if isinstance(b, Segment):
-            pi = self.policy(self.encoder.sequence(self.obs_normalizer(b.states[:, :-1])))
+            pi = self.policy(self.encoder.sequence(self.normalize(b.states[:, :-1]))[:, self.burn_in :])
             return ((pi - b.action).square() * b.mask[..., None]).sum((0, 1)) / b.mask.sum()
         return (self.forward_window((b.states,))[0] - b.action).square().mean(0)
 
     @classmethod
     def finetuning_config(cls, cfg: BambaConfig, target_return: float | None) -> BambaConfig:
         """The same; if the mean of its nets acted, that is what goes on."""
-        return replace(cfg, eval_ema=0.0, context_length=context_of(cfg))
+        return replace(cfg, eval_ema=0.0)
 
     def load_acting_weights(self, state: dict[str, Tensor]) -> None:
         """The encoder and the actor that acted in evaluations, and the rest."""
@@ -393,7 +408,12 @@ class Bamba(FramePolicy):
 
 def context_of(cfg: BambaConfig) -> int:
     """How many states are seen at once."""
-    return 1 if cfg.encoder == "none" else cfg.context_length
+    return 1 + cfg.state_delta if cfg.encoder == "none" else cfg.context_length + burn_in_of(cfg)
+
+
+def burn_in_of(cfg: BambaConfig) -> int:
+    """States before a segment. A change of state wants one."""
+    return max(cfg.burn_in, cfg.state_delta) if cfg.train_on == "segments" else 0
 
 
 def validate(cfg: BambaConfig) -> None:
@@ -404,3 +424,5 @@ def validate(cfg: BambaConfig) -> None:
         raise ValueError("--objective iql weighs actions, not Q: --trust has nothing to do there; leave it away")
     if cfg.encoder == "none" and cfg.target_encoder == "ema":
         raise ValueError("--encoder none has nothing to copy slowly: leave --target_encoder away")
+    if cfg.burn_in and cfg.encoder != "none" and cfg.train_on == "windows":
+        raise ValueError("--burn_in belongs to --train_on segments: every place of a window has its past already")

@@ -33,9 +33,12 @@ class Window(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A batch of T steps in a row, each within one episode. Raw units. Where it is shorter, its end repeats, masked."""
+    """A batch of T steps in a row, each within one episode. Raw units. Where it is shorter, its end repeats, masked.
 
-    states: Tensor  # (B, T+1, S)  the last real step's next state stands behind it
+    P states stand before the first step; where the episode has fewer, its first is repeated, as in windows.
+    """
+
+    states: Tensor  # (B, P+T+1, S)  the last real step's next state stands behind it
     action: Tensor  # (B, T, A)
     reward: Tensor  # (B, T)
     not_done: Tensor  # (B, T)
@@ -84,7 +87,26 @@ def window(present: Tensor, first: Tensor, k: int) -> Tensor:
     return torch.maximum(present[:, None] - back, first[:, None])
 
 
-class WindowSampler:
+class RecordedSteps:
+    """Recorded steps, one a row."""
+
+    columns: Tensor  # (N, width)  of `columns_of`
+    widths: list[int]
+
+    @property
+    def next_states(self) -> Tensor:
+        """All recorded next states (N, S)."""
+        start = sum(self.widths[:2])
+        return self.columns[:, start : start + self.widths[2]]
+
+    def state_dict(self) -> dict:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.generator.set_state(state["generator"].cpu())
+
+
+class WindowSampler(RecordedSteps):
     """Recorded transitions on the training device, sampled as windows; every transition is equally likely.
 
     transitions: a `d4rl_utils.Transitions` (NumPy arrays). seed: of the sampler's own generator. gamma: of the returns,
@@ -120,31 +142,28 @@ class WindowSampler:
         returns = returns[0].squeeze(1) if returns else ()
         return Window(states, action, reward, next_states, not_done, next_action, has_next, returns)
 
-    def state_dict(self) -> dict:
-        return {"generator": self.generator.get_state()}
 
-    def load_state_dict(self, state: dict) -> None:
-        self.generator.set_state(state["generator"].cpu())
-
-
-class SegmentSampler:
+class SegmentSampler(RecordedSteps):
     """Recorded transitions on the training device, sampled as segments of T; every transition is equally likely.
 
     A segment's place in its episode is drawn so that it may reach over either end; what it has there is left away. So a
     step is as likely as any other, whatever its episode's length and wherever it stands in it.
     """
 
-    def __init__(self, transitions, t: int, device: torch.device | str, seed: int, gamma: float | None = None):
-        """transitions, seed, gamma: as of `WindowSampler`."""
+    def __init__(
+        self, transitions, t: int, device: torch.device | str, seed: int, gamma: float | None = None, before: int = 0
+    ):
+        """transitions, seed, gamma: as of `WindowSampler`. before: P, states before a segment's first step"""
         if not len(transitions.rewards):
             raise ValueError("the dataset holds no transition")
         self.t = t
+        self.past = torch.arange(-before, 0, device=device)
         self.states = torch.tensor(transitions.states, device=device)
         self.columns, self.widths = columns_of(transitions, gamma, device)
         first, lengths = torch.unique_consecutive(torch.tensor(transitions.episode_start), return_counts=True)
         draws = lengths + t - 1  # places of a segment that hold at least one of the episode's steps
         self.episode_start, self.last = first.to(device), (first + lengths - 1).to(device)
-        self.before = (draws.cumsum(0) - draws).to(device)  # draws of all earlier episodes
+        self.earlier = (draws.cumsum(0) - draws).to(device)  # draws of all earlier episodes
         self.episode = torch.arange(len(draws)).repeat_interleave(draws).to(device)
         self.generator = torch.Generator(device).manual_seed(seed)
 
@@ -161,7 +180,7 @@ class SegmentSampler:
         """The segments of these draws (B,), out of len(self.episode)."""
         episode = self.episode.index_select(0, draws)
         first, last = self.episode_start.index_select(0, episode), self.last.index_select(0, episode)
-        start = first - (self.t - 1) + draws - self.before.index_select(0, episode)
+        start = first - (self.t - 1) + draws - self.earlier.index_select(0, episode)
         begin, end = torch.maximum(start, first), torch.minimum(start + self.t - 1, last)
         rows = begin[:, None] + torch.arange(self.t, device=draws.device)  # (B, T)
         mask = (rows <= end[:, None]).float()
@@ -171,16 +190,12 @@ class SegmentSampler:
         states = self.states.index_select(0, rows.flatten()).unflatten(0, rows.shape)
         # behind the last real step stands its next state, however often the step is repeated
         following = torch.where(mask[:, 1:, None] > 0, states[:, 1:], next_state[:, :-1])
-        states = torch.cat([states[:, :1], following, next_state[:, -1:]], 1)
+        before = torch.maximum(begin[:, None] + self.past, first[:, None])  # (B, P)
+        before = self.states.index_select(0, before.flatten()).unflatten(0, before.shape)
+        states = torch.cat([before, states[:, :1], following, next_state[:, -1:]], 1)
         reward, not_done, has_next = reward.squeeze(2), not_done.squeeze(2), has_next.squeeze(2)
         returns = returns[0].squeeze(2) if returns else ()
         return Segment(states, action, reward, not_done, next_action, has_next, returns, mask)
-
-    def state_dict(self) -> dict:
-        return {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.generator.set_state(state["generator"].cpu())
 
 
 class Sequence(NamedTuple):

@@ -30,6 +30,10 @@ class EncoderConfig:
     """windows: K states for one step to learn from; segments: every place of K steps in a row, many times cheaper"""
     context_length: Count = 4
     """K, how many states the agent sees at once; with segments also how many steps in a row are trained"""
+    burn_in: Natural = 0
+    """states before a segment that the encoder sees too, and that are not trained; at a start the first is repeated"""
+    state_delta: bool = False
+    """everything also sees how the state changed since the step before; for when velocities are not shown"""
     state_skip: bool = True
     """the heads see the present state beside the embedding"""
     d_model: Count = 64

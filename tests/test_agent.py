@@ -151,27 +151,71 @@ MIXERS = ("mamba2", "mamba1", "attention", "lstm")
 
 def segmented(tiny, **changes) -> tuple[Bamba, SegmentSampler]:
     agent = Bamba(tiny(**{"train_on": "segments", "context_length": 5, "drop_p": 0.0} | changes), SPEC).train()
-    sampler = SegmentSampler(WALK, agent.k, "cpu", 0, gamma=0.99)
-    agent.obs_normalizer.fit(sampler.states)
+    sampler = SegmentSampler(WALK, agent.cfg.context_length, "cpu", 0, gamma=0.99, before=agent.burn_in)
+    for normalizer in (agent.obs_normalizer, agent.delta_normalizer):
+        if normalizer:
+            normalizer.fit(sampler.states)
     return agent, sampler
 
 
 @pytest.mark.parametrize("encoder", MIXERS)
-def test_acting_is_what_segments_trained(tiny, encoder):
+@pytest.mark.parametrize("burn_in, state_delta", [(0, False), (0, True), (2, False), (2, True)])
+def test_acting_is_what_segments_trained(tiny, encoder, burn_in, state_delta):
     """From an episode's start on, the live action at every place is the training pass's; behind the segment's length
     it is that of the last place."""
-    agent, _ = segmented(tiny, encoder=encoder)
+    agent, _ = segmented(tiny, encoder=encoder, burn_in=burn_in, state_delta=state_delta)
+    burn_in = max(burn_in, state_delta)  # a change wants a state before
+    assert agent.burn_in == burn_in and agent.k == 5 + burn_in
     agent.eval()
     walk, memory, lived = torch.randn(9, 2, 4), agent.reset(2), []
     for state in walk:
         action, memory = agent.act(state, torch.zeros(2), memory)
         lived.append(action)
     with torch.no_grad():
-        seen = agent.obs_normalizer(walk.transpose(0, 1))
-        trained = agent.policy(agent.encoder.sequence(seen[:, :5]))  # (2, 5, A)
+        walk = walk.transpose(0, 1)
+        walk = torch.cat([walk[:, :1].expand(-1, burn_in, -1), walk], 1)  # what the sampler puts before a start
+        z = agent.encoder.sequence(agent.normalize(walk[:, : burn_in + 5]))
+        trained = agent.policy(z[:, burn_in:])  # (2, 5, A)
         torch.testing.assert_close(torch.stack(lived[:5], 1), trained)
         for t in range(5, 9):
-            torch.testing.assert_close(lived[t], agent.policy(agent.encoder(seen[:, t - 4 : t + 1])))
+            seen = walk[:, t - 4 : t + burn_in + 1]
+            torch.testing.assert_close(lived[t], agent.policy(agent.encoder(agent.normalize(seen))))
+
+
+def test_what_stands_before_a_segment_is_seen_and_not_trained(tiny):
+    """As many rows as steps, and the states before them reach the first of them, as long as there are any."""
+    agent, sampler = segmented(tiny, burn_in=2, state_skip=False)
+    plain, _ = segmented(tiny, state_skip=False)
+    plain.load_state_dict(agent.state_dict())
+    b = sampler.sample(40)
+    rows = agent.segment_rows(b, agent.draw_noise(b))
+    assert len(rows.z) == len(rows.next_z) == len(rows.reward) == b.mask.numel()
+    moved = b._replace(states=torch.cat([b.states[:, :2] + 1, b.states[:, 2:]], 1))
+    other = agent.segment_rows(moved, agent.draw_noise(moved))
+    first = torch.arange(0, len(rows.z), 5)
+    assert not torch.allclose(rows.z[first], other.z[first])
+    for x, y in zip(rows._replace(z=(), next_z=()), other._replace(z=(), next_z=())):
+        assert not torch.is_tensor(x) or torch.equal(x, y)
+
+
+def test_changes_of_state_are_seen_in_their_own_spread(tiny):
+    """Two frames' difference beside the state, of spread 1 over the data; 0 where nothing was before."""
+    walk = np.cumsum(np.random.default_rng(3).normal(0.01, 0.02, (61, 4)), 0).astype(np.float32)
+    data = WALK._replace(states=walk[:-1], next_states=walk[1:])
+    agent = Bamba(tiny(encoder="none", state_delta=True), SPEC)
+    assert agent.k == 2 and agent.actor[0].in_features == 8
+    sampler = WindowSampler(data, agent.k, "cpu", 0)
+    agent.fit_normalizer(sampler)
+    seen = agent.normalize(sampler.at(torch.arange(60)).states)
+    assert torch.equal(seen[:, 0, 4:], torch.zeros(60, 4))
+    delta = seen[torch.tensor([t not in (0, 20, 23) for t in range(60)]), 1, 4:]
+    torch.testing.assert_close(delta.std(0), torch.ones(4), atol=0.1, rtol=0)
+    assert torch.equal(seen[torch.tensor([0, 20, 23]), 1, 4:], torch.zeros(3, 4))  # the first state, repeated
+
+
+def test_burn_in_wants_segments(tiny):
+    with pytest.raises(ValueError, match="burn_in"):
+        Bamba(tiny(train_on="windows", burn_in=1), SPEC)
 
 
 def test_a_place_sees_its_past_alone(tiny):

@@ -113,6 +113,27 @@ def test_every_segment_of_every_layout(lengths, t):
         assert following.tolist() == (rows[~data.ends[rows]] + 1).tolist()
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 4), st.integers(1, 5))
+def test_what_stands_before_a_segment(lengths, t, past):
+    """The states of the same episode's steps before, its first repeated where there are none; the rest is unchanged."""
+    data = layout(lengths)
+    bare, sampler = SegmentSampler(data, t, "cpu", 0), SegmentSampler(data, t, "cpu", 0, before=past)
+    draws = torch.arange(len(sampler.episode))
+    plain, batch = bare.at(draws), sampler.at(draws)
+    assert torch.equal(batch.states[:, past:], plain.states)
+    assert all(torch.equal(a, b) for a, b in zip(plain[1:], batch[1:]) if torch.is_tensor(a))
+    for b, first_row in enumerate(batch.action[:, 0, 0].long().tolist()):
+        rows = np.maximum(np.arange(first_row - past, first_row), data.episode_start[first_row])
+        assert torch.equal(batch.states[b, :past], torch.tensor(data.states[rows]))
+
+
+@pytest.mark.parametrize("sampler", [WindowSampler, SegmentSampler])
+def test_next_states_are_the_recorded_ones(sampler):
+    data = layout([3, 1, 2])
+    assert torch.equal(sampler(data, 2, "cpu", 0, gamma=0.9).next_states, torch.tensor(data.next_states))
+
+
 def test_segments_are_drawn_in_transitions_and_owned():
     sampler = SegmentSampler(layout([30, 2]), 4, "cpu", seed=1)
     assert len(sampler.sample(64).mask) == 16 and len(sampler.sample(3).mask) == 1
