@@ -56,11 +56,13 @@ LOOK = 2.0  # seconds between two looks at the runs
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that is wanted. name: the combination; of its folder too. total: updates, or environment steps."""
+    """A run that is wanted. name: the combination; of its folder too. total: updates, or environment steps. label: as
+    report.py calls its agent."""
 
     name: str
     flags: dict
     total: int
+    label: str = ""
 
     @property
     def argv(self) -> list[str]:
@@ -144,14 +146,15 @@ def expand(study: dict) -> list[Planned]:
                 flags["env" if flags["agent"] == "dqn" else "dataset"] = dataset
             words = [label, Path(str(dataset)).stem, *(f"{k}={v}" for k, v in chosen.items()), f"s{seed}"]
             name = re.sub(r"[^\w.=+-]+", "-", "-".join(word for word in words if word))
-            runs.append(planned(name, {**flags, "seed": seed}))
+            called = " ".join([label, *(f"{k}={v}" for k, v in chosen.items())])
+            runs.append(planned(name, {**flags, "seed": seed}, called))
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is wanted twice")
     return runs
 
 
-def planned(name: str, flags: dict) -> Planned:
+def planned(name: str, flags: dict, label: str = "") -> Planned:
     """A run whose flags are trainer.py's. ValueError with the sentence if they are not."""
     if flags["agent"] not in AGENTS:
         raise ValueError(f"run {name}: there is no agent {flags['agent']}; there are {', '.join(AGENTS)}")
@@ -165,7 +168,7 @@ def planned(name: str, flags: dict) -> Planned:
     except ValueError as error:
         raise ValueError(f"run {name}: {error}") from error
     online = issubclass(agent_of(cfg.agent), OnlineAgent)
-    return Planned(name, flags, cfg.env_steps if online else cfg.num_epochs * cfg.updates_per_epoch)
+    return Planned(name, flags, cfg.env_steps if online else cfg.num_epochs * cfg.updates_per_epoch, label)
 
 
 def prepare(runs: list[Planned]) -> None:
@@ -456,6 +459,7 @@ def settle(runs: list[Planned], folder: Path) -> None:
                 f"{place} was begun with other settings ({', '.join(names)}): give the study another --name"
             )
         if not path.exists():
+            write_json(place / "label.json", {"label": run.label})
             write_json(path, run.flags)
 
 

@@ -96,7 +96,7 @@ def without_recipes(argv: list[str]) -> list[str]:
 def test_commands_in_running_text_name_files_that_are_there():
     for page in PAGES:
         for script in re.findall(r"`python3? ((?:benchmarks/)?\w+\.py)", page.read_text()):
-            assert (ROOT / script).exists() or script in ("sweep.py", "report.py"), f"{page.name}: {script}"
+            assert (ROOT / script).exists(), f"{page.name}: {script}"
 
 
 def test_readme_is_short_and_has_what_a_newcomer_looks_for():

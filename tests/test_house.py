@@ -21,6 +21,7 @@ FLOORS = [
         "common.files",
         "common.logger",
         "common.env_spec",
+        "common.statistics",
     },
     {"networks.mamba", "common.download", "common.parallel", "common.losses"},
     {"common.optim", "common.meter", "common.cuda_graph"},
@@ -43,11 +44,12 @@ FLOORS = [
     {"common.run", "common.estimate"},
     {"utils"},
     {"trainer"},
-    {"offline_trainer", "online_trainer", "sweep"},
+    {"reporting"},
+    {"offline_trainer", "online_trainer", "sweep", "report"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 SHELVES = ("common", "networks")  # packages whose files have floors of their own
-PACKAGES = (*SHELVES, "config", "d4rl_utils", "ogbench_utils", "opso", "ppo")
+PACKAGES = (*SHELVES, "config", "d4rl_utils", "ogbench_utils", "opso", "ppo", "reporting")
 FILES = sorted([*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))])
 
 

@@ -89,6 +89,9 @@ def test_a_study_is_every_combination(tmp_path):
     cloning = by_name["cloning-hopper-medium-learning_rate=0.0003-s0"]
     assert (cloning.agent, cloning.objective, cloning.learning_rate) == ("bamba", "bc", 3e-4)
     assert next(run.total for run in runs if run.name.startswith("bamba")) == 100_000
+    assert {run.label for run in runs} == {
+        f"{a} learning_rate={rate}" for a in ("bamba", "cloning", "dt") for rate in (0.001, 0.0003)
+    }
 
 
 def test_the_command_line_goes_before_the_file(tmp_path):
