@@ -2,6 +2,7 @@
 
     python benchmarks/scores.py hopper_medium --file datasets/hopper-medium-reroll.hdf5 [--jobs 2]
     python benchmarks/scores.py objectives_hopper --file ...      (also objectives_walker2d, objectives_halfcheetah)
+    python benchmarks/scores.py positions_hopper --file ...       (also positions_walker2d, positions_halfcheetah)
     python benchmarks/scores.py quick
     python benchmarks/scores.py choices --file ...
     python benchmarks/scores.py decision_hopper --file ...        (also decision_halfcheetah, dm_ablation)
@@ -72,6 +73,20 @@ def objectives(env: str) -> Experiment:
     return Experiment([*common, "--compile"], rows, [0, 1, 2])
 
 
+def positions(env: str) -> Experiment:
+    """Velocities are hidden: agents with a past beside those without."""
+    common = ["--preset", "small", "--env", env, "--observe", "positions", "--num_epochs", "30", "--eval_freq", "2"]
+    common += ["--save_freq", "5", "--min_beta_actor", "0.02"]
+    past = ["--burn_in", "2", "--state_delta", "--critic_input", "embedding_detached"]
+    rows = {
+        "Bamba": past,
+        "LSTM": [*past, "--encoder", "lstm"],
+        "MLP on two frames": ["--encoder", "none", "--state_delta"],
+        "MLP on the present": ["--encoder", "none"],
+    }
+    return Experiment([*common, "--compile"], rows, [0, 1, 2])
+
+
 QUICK = ["--preset", "quick"]
 
 BODIES = ("hopper", "walker2d", "halfcheetah")
@@ -79,6 +94,7 @@ EXPERIMENTS = {
     # what `make train` does, with other seeds; it rolls its own data
     "quick": Experiment(QUICK, {"Bamba": [], "cloning": ["--objective", "bc", "--critic_pretrain", "0"]}, [*range(10)]),
     **{f"objectives_{env}": objectives(env) for env in BODIES},
+    **{f"positions_{env}": positions(env) for env in BODIES},
     "cloning_walker2d": cloning("walker2d"),
     "cloning_halfcheetah": cloning("halfcheetah"),
     # do local data teach what D4RL's policy, rolled again, does? (its row: hopper_medium, bamba, seed 0)
@@ -190,16 +206,16 @@ def mean_and_std(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def objectives_table() -> str:
+def table_over_bodies(family: str) -> str:
     """docs/results.md's table: a row's last checkpoint and the mean of its last five evaluations, body by body."""
-    found = {env: list(kept(f"objectives_{env}").values()) for env in BODIES}
+    found = {env: list(kept(f"{family}_{env}").values()) for env in BODIES}
     lines = [
         "| last checkpoint; mean of the last five evaluations | "
         + " | ".join(BODIES)
         + " | mean | updates/s | min to 90 % |",
         "|---|" + "---:|" * (len(BODIES) + 3),
     ]
-    for row in EXPERIMENTS["objectives_hopper"].rows:
+    for row in EXPERIMENTS[f"{family}_hopper"].rows:
         cells, means, rates, minutes = [], [], [], []
         for env in BODIES:
             runs = [run for run in found[env] if run["row"] == row]
@@ -299,9 +315,10 @@ def main() -> None:
         )
     print(f"{'the data':48} mean {result['behavior_score']:6.2f}")
     print(draw(name, by_row), write(name, result))
-    if name.startswith("objectives"):
+    family, _, body = name.rpartition("_")
+    if family in ("objectives", "positions") and body in BODIES:
         page = ROOT / "docs" / "results.md"
-        put_into_page("python benchmarks/scores.py objectives_BODY", objectives_table(), page)
+        put_into_page(f"python benchmarks/scores.py {family}_BODY", table_over_bodies(family), page)
 
 
 if __name__ == "__main__":

@@ -44,12 +44,12 @@ FLOORS = [
     {"common.run", "common.estimate"},
     {"utils"},
     {"trainer"},
-    {"reporting"},
+    {"reporting", "sweeping"},
     {"offline_trainer", "online_trainer", "sweep", "report"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 SHELVES = ("common", "networks")  # packages whose files have floors of their own
-PACKAGES = (*SHELVES, "config", "d4rl_utils", "ogbench_utils", "opso", "ppo", "reporting")
+PACKAGES = (*SHELVES, "config", "d4rl_utils", "ogbench_utils", "opso", "ppo", "reporting", "sweeping")
 FILES = sorted([*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))])
 
 

@@ -2,20 +2,24 @@
 
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
+import torch
 from conftest import ROOT, TINY, as_flags
 
 import sweep
 import utils
 from common import logger
 from config import parse
+from sweeping import executors, search, state, study, work
 
 FAKE = """
 import json, os, signal, sys, time
@@ -53,9 +57,11 @@ for update in range(done + 1, 11):
 def fake(tmp_path, monkeypatch):
     """A trainer of ten steps that knows how to stop and go on, and fails with seed 13."""
     (tmp_path / "fake.py").write_text(FAKE)
-    monkeypatch.setattr(sweep, "TRAINER", [sys.executable, str(tmp_path / "fake.py")])
-    monkeypatch.setattr(sweep, "prepare", lambda runs: None)
-    monkeypatch.setattr(sweep, "LOOK", 0.05)
+    monkeypatch.setattr(work, "TRAINER", [sys.executable, str(tmp_path / "fake.py")])
+    for module in (sweep, search):
+        monkeypatch.setattr(module, "prepare", lambda runs: None)
+    monkeypatch.setattr(work, "LOOK", 0.05)
+    monkeypatch.setattr(executors, "LOOK", 0.05)
     return ["--output_dir", str(tmp_path / "out"), "--datasets", "hopper-medium", "--num_epochs=1"]
 
 
@@ -108,7 +114,7 @@ def test_the_command_line_goes_before_the_file(tmp_path):
 
 @pytest.mark.parametrize("text, seeds", [("3", [3]), ("0-2", [0, 1, 2]), ("0,2,5-6", [0, 2, 5, 6]), ([4, 1], [4, 1])])
 def test_seeds(text, seeds):
-    assert sweep.seeds_of(text) == seeds
+    assert study.seeds_of(text) == seeds
 
 
 @pytest.mark.parametrize(
@@ -187,7 +193,7 @@ def test_a_run_goes_on_from_its_checkpoint(fake, tmp_path):
 
 @pytest.mark.parametrize("named, gpus", [("", {"0", "1"}), ("5,7", {"5", "7"})])
 def test_every_card_has_one_run_at_a_time(fake, tmp_path, monkeypatch, named, gpus):
-    monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     assert sweep.main([*fake, "--seeds", "1-2"]) == 0
     used = {(tmp_path / "out" / "sweep" / f"bamba-hopper-medium-s{seed}" / "gpu").read_text() for seed in (1, 2)}
@@ -207,7 +213,9 @@ def launch(tmp_path, fake, *more: str) -> subprocess.Popen:
     import sys
     sys.path.insert(0, {str(ROOT)!r})
     import sweep
-    sweep.TRAINER, sweep.prepare, sweep.LOOK = [sys.executable, {str(tmp_path / "fake.py")!r}], lambda runs: None, 0.05
+    from sweeping import executors, work
+    work.TRAINER, sweep.prepare = [sys.executable, {str(tmp_path / "fake.py")!r}], lambda runs: None
+    work.LOOK = executors.LOOK = 0.05
     sys.exit(sweep.main(sys.argv[1:]))
     """
     argv = [sys.executable, "-c", textwrap.dedent(program), *fake, *more]
@@ -221,20 +229,21 @@ def until(condition, seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-def slow_fake(tmp_path) -> None:
+def pace(tmp_path, seconds: float) -> None:
+    """Of the fake trainer's steps, of those that begin from now on."""
     path = tmp_path / "fake.py"
-    path.write_text(path.read_text().replace("or 0.01", "or 0.15"))
+    path.write_text(re.sub(r"or [\d.]+\)", f"or {seconds})", path.read_text()))
 
 
 @pytest.mark.slow
 def test_killed_it_is_finished_by_the_same_command_and_nothing_is_trained_twice(fake, tmp_path):
-    slow_fake(tmp_path)
+    pace(tmp_path, 0.3)
     first = launch(tmp_path, fake, "--seeds", "1,2", "--jobs", "2")
     places = [tmp_path / "out" / "sweep" / f"bamba-hopper-medium-s{seed}" for seed in (1, 2)]
-    until(lambda: all(sweep.run_folder(place) for place in places))
+    until(lambda: all(state.run_folder(place) for place in places))
     first.send_signal(signal.SIGKILL)
     first.wait()
-    assert sweep.state_of(places[0]).word == "running"  # the trainers outlive it
+    assert state.state_of(places[0]).word == "running"  # the trainers outlive it
     assert sweep.main([*fake, "--seeds", "1,2", "--jobs", "2"]) == 0
     for place in places:  # whoever made them: ten updates, in one folder, each once
         (log,) = place.glob("*/log.jsonl")
@@ -243,10 +252,10 @@ def test_killed_it_is_finished_by_the_same_command_and_nothing_is_trained_twice(
 
 @pytest.mark.slow
 def test_told_to_stop_it_saves_and_a_second_sweep_of_it_is_refused(fake, tmp_path, capsys):
-    slow_fake(tmp_path)
+    pace(tmp_path, 1.0)
     first = launch(tmp_path, fake, "--seeds", "1-4", "--jobs", "2")
     place = tmp_path / "out" / "sweep" / "bamba-hopper-medium-s1"
-    until(lambda: sweep.run_folder(place))
+    until(lambda: state.run_folder(place))
     with pytest.raises(SystemExit):
         sweep.main([*fake, "--seeds", "1-4"])
     assert "is running" in capsys.readouterr().err
@@ -255,10 +264,157 @@ def test_told_to_stop_it_saves_and_a_second_sweep_of_it_is_refused(fake, tmp_pat
     assert sweep.main([*fake, "--stop"]) == 0
     out, _ = first.communicate(timeout=60)
     assert first.returncode == 128 + signal.SIGTERM and "the same command goes on" in out
-    assert sweep.state_of(place).word == "waiting" and not (place / "done.json").exists()
+    assert state.state_of(place).word == "waiting" and not (place / "done.json").exists()
     assert sweep.main([*fake, "--stop"]) == 1
+    pace(tmp_path, 0.01)
     assert sweep.main([*fake, "--seeds", "1-4", "--jobs", "4"]) == 0
     assert calls_of(tmp_path, place.name) == ["begin", "resume"]
+
+
+# -- elsewhere ---------------------------------------------------------------------------------------
+
+
+def test_what_a_cluster_lacks_is_said_before_anything_runs(fake, tmp_path, monkeypatch, capsys):
+    for argv, words in (
+        (["--on", "slurm"], "there is no sbatch here"),
+        (["--on", "ray", "--address", "127.0.0.1:9"], "no Ray cluster answers at 127.0.0.1:9"),
+        (["--time", "soon"], "--time soon is none"),
+        (["--trials", "3", "--on", "ray"], "leave --on away"),
+        (["--trials", "3"], "wants ranges in the study's file"),
+    ):
+        if argv[:2] == ["--on", "ray"]:
+            pytest.importorskip("ray")
+        if argv[:2] == ["--on", "slurm"]:
+            pytest.importorskip("submitit")
+        with pytest.raises(SystemExit):
+            sweep.main([*fake, "--seeds", "1", *argv])
+        assert words in capsys.readouterr().err
+    for name in ("ray", "submitit"):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(SystemExit):
+            sweep.main([*fake, "--seeds", "1", "--on", {"submitit": "slurm"}.get(name, name)])
+        assert f'pip install "{name}' in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("journal.jsonl"))
+
+
+@pytest.mark.parametrize("text, minutes", [("", 0), ("90", 90), ("4:00:00", 240), ("0:30:01", 31)])
+def test_time_of_a_job(text, minutes):
+    assert sweep.minutes_of(text) == minutes
+
+
+@pytest.mark.slow
+def test_slurm_jobs_train_each_run_once(fake, tmp_path, monkeypatch):
+    """By submitit's local executor: the same calls, in processes on this machine."""
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(sweep, "train_on_slurm", lambda *args: executors.train_on_slurm(*args, cluster="local"))
+    # a job is a process of its own: the fake trainer reaches it through the environment
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom sweeping import work\n"
+        f"work.TRAINER = [sys.executable, {str(tmp_path / 'fake.py')!r}]\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert sweep.main([*fake, "--seeds", "1,2,13", "--retries", "0", "--on", "slurm", "--time", "5"]) == 1
+    for seed in (1, 2):
+        assert calls_of(tmp_path, f"bamba-hopper-medium-s{seed}") == ["begin"]
+    failed = tmp_path / "out" / "sweep" / "bamba-hopper-medium-s13" / "failed.json"
+    assert "thirteen" in json.loads(failed.read_text())["sentence"]
+
+
+def test_the_batch_script_says_what_was_asked_for(fake, tmp_path, monkeypatch):
+    """A stand-in for sbatch keeps the script; it is an array of all runs, two at a time."""
+    pytest.importorskip("submitit")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, lines in {
+        "sbatch": f'cp "$1" {tmp_path}/script.sh; echo "Submitted batch job 77"',
+        "sacct": 'echo "JobID|State|NodeList"; for i in 0 1 2; do echo "77_$i|COMPLETED|node"; done',
+        "scancel": f'echo "$@" >> {tmp_path}/cancelled',
+        "srun": "true",
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    argv = [*fake, "--seeds", "1-3", "--jobs", "2", "--on", "slurm", "--partition", "gpu", "--time", "4:00:00"]
+    worker = work.Worker(tmp_path, 2, 1)
+    args, flags = sweep.arguments([*argv, "--gpus", "1", "--cpus", "4"])
+    runs = study.expand(sweep.study_of(args, flags))
+    want = executors.Resources(args.cpus, args.gpus, "", args.partition, args.minutes)
+    for _ in range(2):  # the second time cancels what the first left in the queue
+        executors.train_on_slurm(runs, worker, args.jobs, lambda: True, want)
+    script = (tmp_path / "script.sh").read_text()
+    for line in ("--array=0-2%2", "--partition=gpu", "--time=240", "--cpus-per-task=4", "--gpus-per-node=1"):
+        assert f"#SBATCH {line}\n" in script
+    assert "--state=PENDING 77_0 77_1 77_2" in (tmp_path / "cancelled").read_text()
+
+
+def test_a_job_that_runs_out_of_time_saves_and_comes_again(fake, tmp_path):
+    submitit = pytest.importorskip("submitit")
+    pace(tmp_path, 0.2)
+    args, flags = sweep.arguments([*fake, "--seeds", "1"])
+    (run,) = study.expand(sweep.study_of(args, flags))
+    folder = tmp_path / "out" / "sweep"
+    study.settle([run], folder)
+    job = executors.Job(str(folder), 0, 1)
+    thread = threading.Thread(target=job, args=(run,))
+    thread.start()
+    until(lambda: state.run_folder(folder / run.name))
+    again = job.checkpoint(run)
+    thread.join()
+    assert isinstance(again, submitit.helpers.DelayedSubmission) and not state.is_over(folder / run.name)
+    pace(tmp_path, 0.01)
+    pickle.loads(pickle.dumps(job))(run)
+    assert calls_of(tmp_path, run.name) == ["begin", "resume"] and (folder / run.name / "done.json").exists()
+
+
+# -- search ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_search_finds_prunes_and_goes_on(fake, tmp_path, capsys):
+    """The score falls with the distance of gamma from 0.9; killed in the middle, no trial is trained twice."""
+    pytest.importorskip("optuna")
+    path = tmp_path / "fake.py"
+    path.write_text(path.read_text().replace("10.0 * update", "update - 50 * abs(float(flags['gamma']) - 0.9)"))
+    file = file_of(tmp_path, "{name: tuned, datasets: [hopper-medium], seeds: 1-2, search: {gamma: [0.5, 0.99]}}")
+    argv = [file, "--output_dir", str(tmp_path / "out"), "--num_epochs=1", "--jobs", "2"]
+    assert sweep.main([*argv, "--trials", "4"]) == 0
+    capsys.readouterr()
+    assert sweep.main([*argv, "--trials", "12"]) == 0
+    best = capsys.readouterr().out.splitlines()[-11:]
+    gammas = [float(re.search(r"gamma ([\d.]+)", line)[1]) for line in best if "gamma" in line]
+    assert abs(gammas[0] - 0.9) < 0.06
+    places = [p for p in (tmp_path / "out" / "tuned").iterdir() if p.name.startswith("trial")]
+    assert all((p / "calls").read_text().split() == ["begin"] for p in places if (p / "calls").exists())
+    assert 12 <= len(places) <= 24
+    import optuna
+
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(tmp_path / "out" / "tuned" / "optuna.log"))
+    )
+    assert len(optuna.load_study(study_name="tuned", storage=storage).trials) == 12
+
+
+@pytest.mark.parametrize(
+    "what, words",
+    [
+        ("{gamma: [0.9, 0.5]}", "is no range"),
+        ("{gamma: [0, 0.5, log]}", "is no range"),
+        ("{gamma: 0.5}", "is no range"),
+        ("{gamma: [0.5, 7.0]}", ""),
+        ("{gama: [0.5, 0.7]}", "gama"),
+    ],
+)
+def test_what_cannot_be_searched_is_a_sentence(fake, tmp_path, what, words, capsys):
+    pytest.importorskip("optuna")
+    file = file_of(tmp_path, f"{{datasets: [hopper-medium], seeds: 1, search: {what}}}")
+    argv = [file, "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        sweep.main(argv)  # ranges, and nobody says how many trials
+    assert "--trials" in capsys.readouterr().err
+    if words:
+        with pytest.raises(SystemExit):
+            sweep.main([*argv, "--trials", "2"])
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.slow

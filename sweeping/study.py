@@ -1,0 +1,169 @@
+"""What is wanted: every run of a study, each checked by trainer.py's own command line before anything runs."""
+
+import contextlib
+import io
+import itertools
+import json
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import yaml
+
+from common import logger
+from common.checkpoint import AGENTS, agent_of
+from common.interface import OnlineAgent
+from config import parse
+from config.shared import Data
+
+KEYS = {"name", "agents", "datasets", "seeds", "flags", "grid", "overrides", "search"}
+OURS = {"output_dir", "resume", "seed", "num_seeds", "agent"}  # trainer.py's flags that a sweep decides
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that is wanted. name: the combination; of its folder too. total: updates, or environment steps. label: as
+    report.py calls its agent."""
+
+    name: str
+    flags: dict
+    total: int
+    label: str = ""
+
+    @property
+    def argv(self) -> list[str]:
+        return as_argv(self.flags)
+
+
+def as_argv(flags: dict) -> list[str]:
+    """Settings as trainer.py's command line has them."""
+    found = []
+    for name, value in flags.items():
+        found.append(("--" if value else "--no_") + name if isinstance(value, bool) else f"--{name}={value}")
+    return found
+
+
+# -- what is wanted --------------------------------------------------------------------------------
+
+
+def read_study(path: str) -> dict:
+    """A study's file. ValueError, with the line, for what is not one."""
+    text = Path(path).read_text()
+    try:
+        study = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = error.problem_mark
+        raise ValueError(f"{path}, line {mark.line + 1 if mark else '?'}: this is no YAML ({error.problem})") from error
+    if not isinstance(study, dict):
+        raise ValueError(f"{path} holds no settings: it wants agents, datasets and seeds")
+    for key in study:
+        if key not in KEYS:
+            raise ValueError(f"{path}, line {line_of(text, str(key))}: {key} is none of {', '.join(sorted(KEYS))}")
+    return {"name": Path(path).stem, **study}
+
+
+def line_of(text: str, word: str) -> int:
+    """The first line that has the word, from 1 on; 1 if none has."""
+    lines = (i for i, line in enumerate(text.splitlines(), 1) if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", line))
+    return next(lines, 1)
+
+
+def seeds_of(text) -> list[int]:
+    """`3`, `0-4`, `0,2,5-7` or a list of numbers. ValueError for anything else."""
+    if isinstance(text, list) and all(type(seed) is int for seed in text):
+        return text
+    found = []
+    for part in str(text).split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match:
+            raise ValueError(f"seeds {text} are none: write 3, 0-4 or 0,2,5-7")
+        first, last = int(match[1]), int(match[2] or match[1])
+        found += range(first, last + 1)
+    return found
+
+
+def expand(study: dict) -> list[Planned]:
+    """Every run of a study, each checked by trainer.py's own command line. ValueError with what is wrong in which."""
+    agents = study.get("agents") or ["bamba"]
+    agents = agents if isinstance(agents, dict) else {name: {} for name in agents}
+    grid, overrides = study.get("grid") or {}, study.get("overrides") or []
+    twice = set(grid) & set(study.get("flags") or {})
+    if twice:
+        raise ValueError(f"{', '.join(sorted(twice))} stands in flags and in grid: which is it?")
+    values = [value if isinstance(value, list) else [value] for value in grid.values()]
+    for rule in overrides:
+        if not isinstance(rule, dict) or not set(rule) <= {"datasets", "agents", "flags"} or not rule.get("flags"):
+            raise ValueError(f"the override {rule} wants flags, and datasets or agents that they are for")
+        for key, known in (("agents", agents), ("datasets", study.get("datasets") or [])):
+            for name in rule.get(key) or []:
+                if name not in known:
+                    raise ValueError(f"an override names {name}, which is none of the study's {key}")
+    runs = []
+    for (label, own), dataset in itertools.product(agents.items(), study.get("datasets") or [""]):
+        for point, seed in itertools.product(itertools.product(*values), seeds_of(study.get("seeds", 42))):
+            chosen = dict(zip(grid, point))
+            flags = {"agent": label, **(study.get("flags") or {}), **(own or {}), **chosen}
+            for rule in overrides:
+                if dataset in (rule.get("datasets") or [dataset]) and label in (rule.get("agents") or [label]):
+                    flags.update(rule["flags"])
+            if bad := (OURS - {"agent"}) & set(flags):
+                raise ValueError(f"{', '.join(sorted(bad))} cannot be set here: a sweep decides that itself")
+            if dataset:
+                flags["env" if flags["agent"] == "dqn" else "dataset"] = dataset
+            words = [label, Path(str(dataset)).stem, *(f"{k}={v}" for k, v in chosen.items()), f"s{seed}"]
+            name = re.sub(r"[^\w.=+-]+", "-", "-".join(word for word in words if word))
+            called = " ".join([label, *(f"{k}={v}" for k, v in chosen.items())])
+            runs.append(planned(name, {**flags, "seed": seed}, called))
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is wanted twice")
+    return runs
+
+
+def planned(name: str, flags: dict, label: str = "") -> Planned:
+    """A run whose flags are trainer.py's. ValueError with the sentence if they are not."""
+    if flags["agent"] not in AGENTS:
+        raise ValueError(f"run {name}: there is no agent {flags['agent']}; there are {', '.join(AGENTS)}")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            cfg = parse(as_argv(flags))
+    except SystemExit:  # tyro's: a frame with the reason in it
+        words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", said.getvalue()).split())
+        raise ValueError(f"run {name}: {words.partition('For full helptext')[0].strip()}") from None
+    except ValueError as error:
+        raise ValueError(f"run {name}: {error}") from error
+    online = issubclass(agent_of(cfg.agent), OnlineAgent)
+    return Planned(name, flags, cfg.env_steps if online else cfg.num_epochs * cfg.updates_per_epoch, label)
+
+
+def prepare(runs: list[Planned]) -> None:
+    """Environments and data are found, downloaded or made once, before a run needs them. ValueError, OSError: not."""
+    seen = set()
+    for run in runs:
+        cfg = parse(run.argv)
+        agent_class = agent_of(cfg.agent)
+        key = cfg.agent, *(str(run.flags.get(f.name)) for f in fields(Data)), run.flags.get("preset")
+        if key in seen:
+            continue
+        seen.add(key)
+        agent_class.make_eval_env(agent_class.resolve_config(cfg))
+        if not issubclass(agent_class, OnlineAgent):
+            agent_class.open_data(cfg, "cpu", 0)
+
+
+def settle(runs: list[Planned], folder: Path) -> None:
+    """A folder for each run. ValueError if one of that name was begun with other flags."""
+    for run in runs:
+        place = folder / run.name
+        place.mkdir(parents=True, exist_ok=True)
+        path = place / "flags.json"
+        if path.exists() and (before := json.loads(path.read_text())) != run.flags:
+            names = [k for k in before | run.flags if before.get(k) != run.flags.get(k)]
+            raise ValueError(
+                f"{place} was begun with other settings ({', '.join(names)}): give the study another --name"
+            )
+        if not path.exists():
+            for file, what in ((place / "label.json", {"label": run.label}), (path, run.flags)):
+                with logger.atomic_write(file) as part:
+                    part.write_text(json.dumps(what) + "\n")
