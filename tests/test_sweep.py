@@ -222,7 +222,7 @@ def launch(tmp_path, fake, *more: str) -> subprocess.Popen:
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def until(condition, seconds: float = 60.0) -> None:
+def until(condition, seconds: float = 120.0) -> None:
     end = time.time() + seconds
     while not condition():
         assert time.time() < end, "it did not happen"
@@ -302,17 +302,72 @@ def test_time_of_a_job(text, minutes):
     assert sweep.minutes_of(text) == minutes
 
 
+ELSEWHERE = """
+import importlib.util, sys
+
+class Patch:
+    def find_spec(self, name, path=None, target=None):
+        if name != "sweeping.work":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+        def exec_module(module):
+            load(module)
+            module.TRAINER = [sys.executable, FAKE]
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Patch())
+sys.path.append(ROOT)
+"""
+
+
+def reach_other_processes(tmp_path, monkeypatch) -> None:
+    """The fake trainer is used in every Python process that begins from now on."""
+    text = ELSEWHERE.replace("FAKE", repr(str(tmp_path / "fake.py"))).replace("ROOT", repr(str(ROOT)))
+    (tmp_path / "sitecustomize.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_lost_node_loses_no_run(fake, tmp_path, monkeypatch, capsys):
+    """Two Ray nodes on this machine, one of which goes in the middle."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    reach_other_processes(tmp_path, monkeypatch)
+    pace(tmp_path, 0.5)
+    names = [f"bamba-hopper-medium-s{seed}" for seed in (1, 2, 3)]
+    places, told = [tmp_path / "out" / "sweep" / name for name in names], []
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    node = cluster.add_node(num_cpus=1)
+
+    def lose_a_node(*args) -> None:
+        until(lambda: sum(state.run_folder(place) is not None for place in places) >= 2)
+        cluster.remove_node(node, allow_graceful=False)
+        told.append(True)
+
+    thread = threading.Thread(target=lose_a_node)
+    try:
+        thread.start()
+        argv = [*fake, "--seeds", "1-3", "--on", "ray", "--address", cluster.address]
+        assert sweep.main(argv) == 0
+    finally:
+        thread.join()
+        cluster.shutdown()
+    assert told and "3 done" in capsys.readouterr().out
+    for place in places:
+        (log,) = place.glob("*/log.jsonl")
+        assert [row["update"] for row in logger.read_log(log)] == list(range(1, 11))
+
+
 @pytest.mark.slow
 def test_slurm_jobs_train_each_run_once(fake, tmp_path, monkeypatch):
     """By submitit's local executor: the same calls, in processes on this machine."""
     pytest.importorskip("submitit")
     monkeypatch.setattr(sweep, "train_on_slurm", lambda *args: executors.train_on_slurm(*args, cluster="local"))
-    # a job is a process of its own: the fake trainer reaches it through the environment
-    (tmp_path / "sitecustomize.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom sweeping import work\n"
-        f"work.TRAINER = [sys.executable, {str(tmp_path / 'fake.py')!r}]\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    reach_other_processes(tmp_path, monkeypatch)
     assert sweep.main([*fake, "--seeds", "1,2,13", "--retries", "0", "--on", "slurm", "--time", "5"]) == 1
     for seed in (1, 2):
         assert calls_of(tmp_path, f"bamba-hopper-medium-s{seed}") == ["begin"]
@@ -371,7 +426,7 @@ def test_a_job_that_runs_out_of_time_saves_and_comes_again(fake, tmp_path):
 
 @pytest.mark.slow
 def test_a_search_finds_prunes_and_goes_on(fake, tmp_path, capsys):
-    """The score falls with the distance of gamma from 0.9; killed in the middle, no trial is trained twice."""
+    """The score falls with the distance of gamma from 0.9. A trial that was cut off is tried again, none twice."""
     pytest.importorskip("optuna")
     path = tmp_path / "fake.py"
     path.write_text(path.read_text().replace("10.0 * update", "update - 50 * abs(float(flags['gamma']) - 0.9)"))
@@ -379,6 +434,12 @@ def test_a_search_finds_prunes_and_goes_on(fake, tmp_path, capsys):
     argv = [file, "--output_dir", str(tmp_path / "out"), "--num_epochs=1", "--jobs", "2"]
     assert sweep.main([*argv, "--trials", "4"]) == 0
     capsys.readouterr()
+    import optuna
+
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "out" / "tuned" / "optuna.log"))
+    book = optuna.load_study(study_name="tuned", storage=optuna.storages.JournalStorage(backend))
+    assert len(book.trials) == 4
+    cut_off = book.ask({"gamma": optuna.distributions.FloatDistribution(0.5, 0.99)}).params["gamma"]
     assert sweep.main([*argv, "--trials", "12"]) == 0
     best = capsys.readouterr().out.splitlines()[-11:]
     gammas = [float(re.search(r"gamma ([\d.]+)", line)[1]) for line in best if "gamma" in line]
@@ -386,12 +447,9 @@ def test_a_search_finds_prunes_and_goes_on(fake, tmp_path, capsys):
     places = [p for p in (tmp_path / "out" / "tuned").iterdir() if p.name.startswith("trial")]
     assert all((p / "calls").read_text().split() == ["begin"] for p in places if (p / "calls").exists())
     assert 12 <= len(places) <= 24
-    import optuna
-
-    storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(tmp_path / "out" / "tuned" / "optuna.log"))
-    )
-    assert len(optuna.load_study(study_name="tuned", storage=storage).trials) == 12
+    by_state = {word: [t for t in book.trials if t.state.name == word] for word in ("COMPLETE", "PRUNED", "FAIL")}
+    assert len(by_state["FAIL"]) == 1 and len(by_state["COMPLETE"]) + len(by_state["PRUNED"]) == 12
+    assert cut_off in [t.params["gamma"] for t in by_state["COMPLETE"] + by_state["PRUNED"]]
 
 
 @pytest.mark.parametrize(

@@ -98,20 +98,21 @@ def test_a_row_of_objectives_is_the_last_checkpoint_over_its_seeds(load, monkeyp
 
     found = {f"objectives_{env}": {str(s): r for s, r in runs.items()} for env in ("hopper", "walker2d")}
     monkeypatch.setattr(tool, "kept", lambda table: found.get(table, {}))
-    lines = tool.objectives_table().splitlines()
+    lines = tool.table_over_bodies("objectives").splitlines()
     assert (
         lines[2] == "| Bamba | 52.0 ± 2.0; 51.0 (3) | 52.0 ± 2.0; 51.0 (3) |  |  | 51 | 0.3, 0.3 |"
     )  # no mean of two bodies
     assert lines[3:] == ["| the data | 40.0 | 40.0 |  | | | |"]
     found["objectives_halfcheetah"] = {"0": objective_run("Bamba", 0, 46.0)}
-    assert "| 46.0; 45.0 (1) | 50.0 | 51 | 0.3, 0.3, 0.3 |" in tool.objectives_table()
+    assert "| 46.0; 45.0 (1) | 50.0 | 51 | 0.3, 0.3, 0.3 |" in tool.table_over_bodies("objectives")
 
 
-def test_page_has_the_objectives_table_of_the_kept_runs(load):
+@pytest.mark.parametrize("family", ["objectives", "positions"])
+def test_page_has_the_table_of_the_kept_runs(load, family):
     tool = load("scores")
-    if not any(tool.kept(f"objectives_{env}") for env in tool.BODIES):
+    if not any(tool.kept(f"{family}_{env}") for env in tool.BODIES):
         pytest.skip("nothing was measured yet")
-    assert tool.objectives_table() in (ROOT / "docs" / "results.md").read_text()
+    assert tool.table_over_bodies(family) in (ROOT / "docs" / "results.md").read_text()
 
 
 def test_a_measurements_command_has_no_folder_of_the_machine_that_ran_it(load):
