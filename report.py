@@ -231,8 +231,8 @@ def main(argv: list[str] | None = None) -> int:
         elif args.live:
             serve(args.places, title, args.host, args.port)
         else:
-            files = write_report(read_runs(args.places), args.out, title)
-            results = tables.Results(read_runs(args.places))
+            runs = read_runs(args.places)
+            files, results = write_report(runs, args.out, title), tables.Results(runs)
             print("\n".join(tables.overview(results, kind).markdown() for kind in results.kinds))
             print(f"{len(results.runs)} runs, {len(results.apart)} shown apart: {files[-1]}")
     return 0

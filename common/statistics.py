@@ -1,7 +1,8 @@
 """What runs with several seeds say together: interquartile means, bootstrap intervals, profiles, improvements.
 
 The aggregates are those of Agarwal et al. (2021, arXiv 2108.13264). Scores of one agent come as a list with an array
-for each data set, of one score a seed; data sets may have different numbers of seeds. Needs SciPy, which is an optional
+for each data set, of one score a seed, (seeds,); data sets may have different numbers of seeds. With axes before that
+one, (..., seeds), the aggregates have them too, as a bootstrap's resamples do. Needs SciPy, which is an optional
 package; see `check_scipy`.
 """
 
@@ -22,26 +23,26 @@ def check_scipy() -> None:
         raise ValueError('statistics need SciPy: pip install "scipy>=1.11"') from error
 
 
-def iqm(scores: Sequence[np.ndarray]) -> float:
+def iqm(scores: Sequence[np.ndarray]) -> np.ndarray:
     """Interquartile mean: of all runs, without the lowest and the highest quarter."""
     from scipy.stats import trim_mean
 
-    return float(trim_mean(np.concatenate(scores), 0.25))
+    return trim_mean(np.concatenate(scores, -1), 0.25, axis=-1)
 
 
-def median(scores: Sequence[np.ndarray]) -> float:
+def median(scores: Sequence[np.ndarray]) -> np.ndarray:
     """Of the data sets' means."""
-    return float(np.median([x.mean() for x in scores]))
+    return np.median([x.mean(-1) for x in scores], axis=0)
 
 
-def mean(scores: Sequence[np.ndarray]) -> float:
+def mean(scores: Sequence[np.ndarray]) -> np.ndarray:
     """Of the data sets' means."""
-    return float(np.mean([x.mean() for x in scores]))
+    return np.mean([x.mean(-1) for x in scores], axis=0)
 
 
-def optimality_gap(scores: Sequence[np.ndarray], goal: float = 100.0) -> float:
+def optimality_gap(scores: Sequence[np.ndarray], goal: float = 100.0) -> np.ndarray:
     """How far runs stay below `goal` on average; above it none is better than another."""
-    return float(goal - np.mean([np.minimum(x, goal).mean() for x in scores]))
+    return goal - np.mean([np.minimum(x, goal).mean(-1) for x in scores], axis=0)
 
 
 AGGREGATES: dict[str, Callable] = {"IQM": iqm, "median": median, "mean": mean, "optimality gap": optimality_gap}
@@ -57,11 +58,8 @@ def stratified_bootstrap(
     """A percentile interval of statistic(*groups), each group being an agent's scores: the seeds of every data set are
     drawn again from their own, with replacement."""
     rng = np.random.default_rng(seed)
-    found = [
-        statistic(*([x[rng.integers(len(x), size=len(x))] for x in scores] for scores in groups))
-        for _ in range(resamples)
-    ]
-    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    drawn = [[x[rng.integers(len(x), size=(resamples, len(x)))] for x in scores] for scores in groups]
+    low, high = np.quantile(statistic(*drawn), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
@@ -80,7 +78,7 @@ def performance_profile(scores: Sequence[np.ndarray], levels: np.ndarray) -> np.
     return np.mean([(x[:, None] > levels).mean(0) for x in scores], axis=0)
 
 
-def probability_of_improvement(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+def probability_of_improvement(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> np.ndarray:
     """How likely a run of ours is better than one of theirs on the same data set; a tie counts half."""
-    shares = [((x[:, None] > y).mean() + (x[:, None] == y).mean() / 2) for x, y in zip(ours, theirs)]
-    return float(np.mean(shares))
+    pairs = [(x[..., :, None], y[..., None, :]) for x, y in zip(ours, theirs)]
+    return np.mean([((x > y) + (x == y) / 2).mean((-2, -1)) for x, y in pairs], axis=0)

@@ -5,6 +5,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from common import evaluation, logger
@@ -87,20 +88,28 @@ def flags_of(config: dict) -> list[str]:
     start = [f"--{k}={config[k]}" for k in ("agent", "preset") if config.get(k, "none") not in ("none", "auto", None)]
     if config["agent"] in ("dqn", "opso_online") and "env" in config:
         start.append(f"--env={config['env']}")
-    try:
-        defaults = vars(parse(start))
-    except (ValueError, SystemExit):  # a preset or an environment of an earlier version
-        start, defaults = [f"--agent={config['agent']}"], vars(CONFIGS[config["agent"]]())
+    defaults = defaults_of(*start)
+    if defaults is None:
+        start, defaults = [f"--agent={config['agent']}"], as_json(vars(CONFIGS[config["agent"]]()))
     said = {word.partition("=")[0].removeprefix("--") for word in start} | {"resume", "output_dir", "num_seeds"}
     flags = list(start)
     for name, value in config.items():
-        if name in said or name not in defaults or value == as_json(defaults[name]):
+        if name in said or name not in defaults or value == defaults[name]:
             continue
         if isinstance(value, bool):
             flags.append(f"--{name}" if value else f"--no_{name}")
         else:
             flags += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
     return flags
+
+
+@cache
+def defaults_of(*flags: str) -> dict | None:
+    """All settings by these flags; None if they are none (any more): a preset of an earlier version."""
+    try:
+        return as_json(vars(parse(flags)))
+    except (ValueError, SystemExit):
+        return None
 
 
 def as_json(value):
