@@ -413,7 +413,7 @@ class DecisionAgent(WindowPolicy):
         """The last K steps anew: what is known at s_t (n, D). The windows are left-aligned, as in training."""
         k = rtg.shape[1]
         seen, place = (t + 1).clamp_max(k)[:, None], torch.arange(k, device=t.device)
-        rows, places = torch.arange(len(t), device=t.device)[:, None], (place + k - seen).clamp_max(k - 1)
+        rows, places = torch.arange(t.shape[0], device=t.device)[:, None], (place + k - seen).clamp_max(k - 1)
         steps = t[:, None] + 1 - seen + place
         h = self.policy(rtg[rows, places], states[rows, places], actions[rows, places], steps)
         return h[rows[:, 0], seen[:, 0] - 1, 1]

@@ -57,6 +57,8 @@ def selective_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state
 
 def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """The same map, fast. Shapes as in `selective_scan_loop`; computed in dt's and A's type, at least float32."""
+    if torch.compiler.is_exporting():  # a graph for others knows no operation of ours
+        return selective_scan_loop(x, dt, A, B, C)
     kind = torch.promote_types(dt.dtype, torch.float32)
     scan = _scan if torch.compiler.is_compiling() else SelectiveScan.apply
     return scan(*(t.to(kind) for t in (x, dt, A, B, C)))[0].to(x.dtype)
@@ -246,10 +248,18 @@ def selective_scan_last(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) 
     y = wrote[:, -1] * G[:, -1].sum(-1, keepdim=True)
     if x.shape[1] > 1:
         after = dt[:, 1:].flip(1).cumsum(1).flip(1)  # S_t, without the last one, which is 0
-        decayed = Decayed.apply if torch.compiler.is_compiling() else _decayed
+        if torch.compiler.is_exporting():
+            decayed = decayed_plain
+        else:
+            decayed = Decayed.apply if torch.compiler.is_compiling() else _decayed
         kernel = decayed(after.flatten(0, 1), G[:, :-1].flatten(0, 1), A.T.contiguous())
         y = y + (wrote[:, :-1] * kernel.view_as(after)).sum(1)
     return y
+
+
+def decayed_plain(S: Tensor, G: Tensor, A: Tensor) -> Tensor:
+    """The definition of `_decayed`."""
+    return (G[..., None] * (S[:, None] * A).exp()).sum(1)
 
 
 @torch.library.custom_op("bamba::decayed", mutates_args=())

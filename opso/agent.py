@@ -345,7 +345,7 @@ class Opso(Agent):
         k = states.shape[1]
         places = (torch.arange(k, device=seen.device) + k - seen[:, None]).clamp_max(k - 1)
         left = states.gather(1, places[..., None].expand_as(states))
-        return self.latents(left, self.target_encoder)[torch.arange(len(seen), device=seen.device), seen - 1]
+        return self.latents(left, self.target_encoder)[torch.arange(seen.shape[0], device=seen.device), seen - 1]
 
     def subgoal(self, z: Tensor, goal: Tensor) -> Tensor:
         """The latent to move to: the goal if it is near, else the proposal, with --select q Q's favourite. (n, D)"""

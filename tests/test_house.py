@@ -45,7 +45,7 @@ FLOORS = [
     {"utils"},
     {"trainer"},
     {"reporting", "sweeping"},
-    {"offline_trainer", "online_trainer", "sweep", "report"},
+    {"offline_trainer", "online_trainer", "sweep", "report", "export"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 SHELVES = ("common", "networks")  # packages whose files have floors of their own
