@@ -1,5 +1,6 @@
 """Small worlds and small data for every test."""
 
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -12,6 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; its children would be deaf too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+with contextlib.suppress(
+    ImportError
+):  # before absl: it sets up logging anew, which closes the stream of an absl handler
+    import submitit  # noqa: F401
 
 from config import PRESETS, BambaConfig  # noqa: E402
 

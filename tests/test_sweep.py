@@ -277,13 +277,10 @@ def test_told_to_stop_it_saves_and_a_second_sweep_of_it_is_refused(fake, tmp_pat
 def test_what_a_cluster_lacks_is_said_before_anything_runs(fake, tmp_path, monkeypatch, capsys):
     for argv, words in (
         (["--on", "slurm"], "there is no sbatch here"),
-        (["--on", "ray", "--address", "127.0.0.1:9"], "no Ray cluster answers at 127.0.0.1:9"),
         (["--time", "soon"], "--time soon is none"),
         (["--trials", "3", "--on", "ray"], "leave --on away"),
         (["--trials", "3"], "wants ranges in the study's file"),
     ):
-        if argv[:2] == ["--on", "ray"]:
-            pytest.importorskip("ray")
         if argv[:2] == ["--on", "slurm"]:
             pytest.importorskip("submitit")
         with pytest.raises(SystemExit):
@@ -294,6 +291,14 @@ def test_what_a_cluster_lacks_is_said_before_anything_runs(fake, tmp_path, monke
         with pytest.raises(SystemExit):
             sweep.main([*fake, "--seeds", "1", "--on", {"submitit": "slurm"}.get(name, name)])
         assert f'pip install "{name}' in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("journal.jsonl"))
+
+
+def test_a_cluster_that_does_not_answer(fake, tmp_path, capsys):
+    pytest.importorskip("ray")
+    with pytest.raises(SystemExit):
+        sweep.main([*fake, "--seeds", "1", "--on", "ray", "--address", "127.0.0.1:9"])
+    assert "no Ray cluster answers at 127.0.0.1:9" in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob("journal.jsonl"))
 
 
