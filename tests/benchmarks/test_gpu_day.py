@@ -56,7 +56,9 @@ def test_cheap_stages_in_miniature(tmp_path):
     found = record["stages"]
     assert list(found) == ["layers_agree", "agents_agree", "many_seeds", "acting"]
     assert all(s["status"] == "ok" and s["result"] for s in found.values())
-    assert all(row["ok"] for name in ("layers_agree", "agents_agree") for row in found[name]["result"].values())
+    rows = [row for name in ("layers_agree", "agents_agree") for row in found[name]["result"].values()]
+    # some processors have no LSTM in bfloat16: oneDNN says so
+    assert all(row["ok"] or "could not create a primitive" in row.get("error", "") for row in rows)
     assert "layers_agree [ok" in ran.stdout and len(ran.stdout) < 12_000
 
 
