@@ -13,8 +13,7 @@ from reporting.runs import Run
 
 @dataclass(frozen=True)
 class Table:
-    """Texts under a heading. strong: cells (row, column) that are set in bold; groups: (row's agent, column's data),
-    for filters."""
+    """Texts under a heading. strong: cells (row, column) that are set in bold."""
 
     title: str
     head: list[str]

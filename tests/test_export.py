@@ -30,12 +30,9 @@ def exported(name: str, tmp_path, **changes) -> export.Exported:
 CASES = [("bamba", {}), ("dmamba", {"inference": "recurrent"}), ("dt", {"target_return": 50.0}), ("dqn-mamba", {})]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name, changes", CASES)
-def test_several_environments_are_each_as_alone(tmp_path, name, changes):
+def check_beside_torch(policy: export.Exported, checkpoint, **changes) -> None:
     """Three walks at once by the file, against PyTorch's agent one by one; memories are handed on."""
-    policy = exported(name, tmp_path, **changes)
-    agent, ckpt = utils.load(CHECKPOINTS / f"format1-{name}.pt", compile=False, cuda_graphs=False, **changes)
+    agent, ckpt = utils.load(checkpoint, compile=False, cuda_graphs=False, **changes)
     agent.eval()
     rng, width = np.random.default_rng(0), agent.spec.state
     states, rewards = rng.normal(size=(8, 3, width)).astype(np.float32), rng.normal(size=(8, 3)).astype(np.float32)
@@ -48,9 +45,30 @@ def test_several_environments_are_each_as_alone(tmp_path, name, changes):
     about = policy.about
     assert about["agent"] == agent.cfg.agent and about["updates"] == ckpt["updates"]
     assert about["data"]["name"] == ckpt["run"]["data"]["name"]
-    assert set(about["memory"]) <= {x.name for x in policy.session.get_inputs()} | set(about["memory"])
+    assert {x.name for x in policy.session.get_inputs()} - {"state", "reward"} <= set(about["memory"])
     leaves = pytree.tree_leaves(agent.reset(1))
     assert [leaf["shape"][1:] for leaf in about["memory"].values()] == [list(leaf.shape[1:]) for leaf in leaves]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, changes", CASES)
+def test_several_environments_are_each_as_alone(tmp_path, name, changes):
+    check_beside_torch(exported(name, tmp_path, **changes), CHECKPOINTS / f"format1-{name}.pt", **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--burn_in=2", "--state_delta", "--encoder=lstm"], ["--encoder=none"]])
+def test_todays_bamba_on_segments(tmp_path, hopper_file, more):
+    """As it is trained by default: segments, and a mean of its nets that acts."""
+    sizes = ["--d_model=16", "--d_state=8", "--headdim=8", "--hidden_dim=16", "--batch_size=8", "--eval_ema=0.5"]
+    argv = ["--dataset", str(hopper_file), "--env=hopper", "--updates_per_epoch=5", "--num_epochs=1", "--eval_freq=0"]
+    argv += [*sizes, "--critic_pretrain=2", "--no_tensorboard", "--output_dir", str(tmp_path / "runs"), *more]
+    run = subprocess.run([sys.executable, "trainer.py", *argv], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    (checkpoint,) = (tmp_path / "runs").glob("*/last_checkpoint.pt")
+    out = tmp_path / "policy.onnx"
+    export.export(str(checkpoint), out)
+    check_beside_torch(export.Exported(out, runtime), checkpoint)
 
 
 @pytest.mark.slow
