@@ -182,6 +182,6 @@ def train_on_slurm(
                 job.cancel()
         time.sleep(LOOK)
     for job, run in zip(submitted, runs):
-        error = job.exception()
-        if error and not told:
+        error = None if told else job.exception()  # submitit waits long for the result of a cancelled one
+        if error:
             worker.tell(run, "lost", sentence=str(error).strip().splitlines()[-1])

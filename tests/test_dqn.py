@@ -26,7 +26,7 @@ from dqn import DQN, epsilon, per_beta_at
 from gym_utils import make_discrete, open_discrete, to_gray84
 from networks.last_step_mixers import MIXERS, Mamba, Transformer
 from networks.mamba import Mamba1
-from networks.selective_scan import selective_scan_last, selective_scan_loop
+from networks.selective_scan import selective_scan, selective_scan_last, selective_scan_loop
 
 TINY = dict(d_model=16, embed_dim=16, d_state=4, ff_dim=16, context_length=3, batch_size=8, learn_start=8, device="cpu")
 SPEC = EnvSpec(4, 2)
@@ -99,6 +99,20 @@ def test_the_last_output_is_the_loops(length, d_state):
         got = torch.autograd.grad(fast, mine, push.to(kind), **every)
         for a, b in zip((fast, *got), (slow, *wanted), strict=True):
             torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * b.abs().max().item())
+
+
+@pytest.mark.parametrize("scan", [selective_scan, selective_scan_last])
+def test_an_exported_scan_is_the_same_in_operations_of_torch(scan):
+    class Scan(torch.nn.Module):
+        def forward(self, *inputs):
+            return scan(*inputs)
+
+    shapes = (3, 7, 4), (3, 7, 4), (4, 5), (3, 7, 5), (3, 5) if scan is selective_scan_last else (3, 7, 5)
+    x, dt, A, B, C = (torch.randn(*shape) for shape in shapes)
+    inputs = x, dt.abs(), -A.abs(), B, C
+    program = torch.export.export(Scan(), inputs)
+    assert not any("bamba" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(*inputs), scan(*inputs))
 
 
 def test_the_last_outputs_gradient_is_its_derivative():

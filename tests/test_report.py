@@ -183,6 +183,14 @@ def test_bold_where_intervals_separate(study):
     assert pairs.rows[0][2].startswith("1.00 [1.00 to 1.00]") and pairs.rows[1][1].startswith("0.00")
 
 
+def test_nothing_is_bold_where_intervals_touch(tmp_path):
+    """The higher mean alone is no finding: 50 ± 4 beside 47 ± 4, three seeds each."""
+    for agent, level in (("bamba", 50), ("dm", 47)):
+        for seed, noise in enumerate((-4, 0, 4)):
+            make_run(tmp_path, (level + noise,) * 3, agent=agent, seed=seed)
+    assert not tables.overview(tables.Results(read_runs([str(tmp_path)])), "local score").strong
+
+
 def test_files_hold_the_same_numbers(study, tmp_path, capsys):
     assert report.main([str(study), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
@@ -265,7 +273,9 @@ def test_a_missing_package_is_a_sentence(study, tmp_path, monkeypatch, package, 
 
 
 def test_the_page_needs_no_network_and_takes_text_as_text(tmp_path):
-    make_run(tmp_path, agent="bamba", dataset="</script><script>alert(1)</script>")
+    words = "</script><script>alert(1)</script>"
+    place = make_run(tmp_path / "named", dataset=words)
+    (place.parent / "label.json").write_text(json.dumps({"label": words}))  # in tables, charts and run pages
     html = report.page(read_runs([str(tmp_path)]), "<b>title</b>")
     assert "<b>title" not in html and "alert(1)</script>" not in html
     assert not re.search(r'(src|href)="(?!data:)', html.replace(charts.bundle(), ""))
