@@ -29,6 +29,7 @@ from common.device import versions
 from common.evaluation import source_of
 from common.files import check_file_path
 from common.interface import Agent, EvalEnv
+from common.packages import optional
 
 TOLERANCE = 1e-5  # of an action, against PyTorch in float32
 OPSET = 20
@@ -114,15 +115,10 @@ def told_a_goal(env: EvalEnv) -> bool:
 
 def packages():
     """onnx and onnxruntime. ValueError with what to install, if one is missing."""
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401 - torch's exporter needs it
-    except ImportError as error:
-        raise ValueError(
-            f'export needs {error.name}: pip install "onnx>=1.17" "onnxscript>=0.3" "onnxruntime>=1.19"'
-        ) from error
-    return onnx, onnxruntime
+    install = '"onnx>=1.17" "onnxscript>=0.3" "onnxruntime>=1.19"'
+    # torch's exporter needs the third
+    onnx, runtime, _ = (optional(name, install, "export") for name in ("onnx", "onnxruntime", "onnxscript"))
+    return onnx, runtime
 
 
 def describe(agent: Agent, ckpt: dict, env: EvalEnv, step: Step, leaves: dict[str, Tensor]) -> dict:

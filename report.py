@@ -23,6 +23,7 @@ from pathlib import Path
 
 import utils
 from common import logger, statistics
+from common.packages import optional
 from reporting import charts, tables
 from reporting.runs import ASIDE, Run, read_runs
 
@@ -70,10 +71,7 @@ def page(runs: list[Run], title: str, refresh: int = 0) -> str:
 
 
 def environment():
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ValueError('the page needs Jinja: pip install "jinja2>=3.1"') from error
+    jinja2 = optional("jinja2", '"jinja2>=3.1"', "the page")
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
         autoescape=True,

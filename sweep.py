@@ -36,7 +36,7 @@ import torch
 import utils
 from common.parallel import cores
 from sweeping import search, work
-from sweeping.executors import Resources, optional, train_here, train_on_ray, train_on_slurm
+from sweeping.executors import Resources, package_for, train_here, train_on_ray, train_on_slurm
 from sweeping.state import is_locked, is_over, state_of, table_of, take_lock
 from sweeping.study import Planned, expand, prepare, read_study, settle
 from sweeping.work import Worker
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
             print("\n".join(table_of(runs, folder, jobs)))
             return 0
         if args.on != "here":
-            optional(*{"ray": ("ray", "ray>=2.9"), "slurm": ("submitit", "submitit>=1.5")}[args.on])
+            package_for(args.on)
         settle(runs, folder)
         return with_lock(folder, lambda: train(runs, folder, jobs, args))
 

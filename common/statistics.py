@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from common.packages import optional
+
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 LEAST_SEEDS = 3  # with fewer there is no interval
@@ -17,10 +19,7 @@ LEAST_SEEDS = 3  # with fewer there is no interval
 
 def check_scipy() -> None:
     """ValueError with what to install, if SciPy is missing."""
-    try:
-        import scipy.stats  # noqa: F401
-    except ImportError as error:
-        raise ValueError('statistics need SciPy: pip install "scipy>=1.11"') from error
+    optional("scipy.stats", '"scipy>=1.11"', "a report")
 
 
 def iqm(scores: Sequence[np.ndarray]) -> np.ndarray:

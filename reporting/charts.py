@@ -3,6 +3,7 @@
 import numpy as np
 
 from common import statistics
+from common.packages import optional
 from common.plotting import smoothed
 from reporting.tables import Results
 
@@ -161,8 +162,4 @@ def bundle() -> str:
 
 
 def renderer():
-    try:
-        import vl_convert
-    except ImportError as error:
-        raise ValueError('charts need vl-convert: pip install "vl-convert-python>=1.7"') from error
-    return vl_convert
+    return optional("vl_convert", '"vl-convert-python>=1.7"', "a chart")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from common.packages import optional
 from sweeping.study import Planned
 from sweeping.work import LOOK, Worker
 
@@ -33,12 +34,12 @@ class Resources:
     minutes: int = 0  # of a SLURM job; 0: the partition's default
 
 
-def optional(name: str, install: str):
-    """An optional package. ValueError with what to install, if it is missing."""
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise ValueError(f'this needs {name}: pip install "{install}"') from error
+PACKAGES = {"ray": '"ray>=2.9"', "slurm": '"submitit>=1.5"'}
+
+
+def package_for(place: str):
+    """Ray, or submitit. ValueError with what to install, if it is missing."""
+    return optional({"slurm": "submitit"}.get(place, place), PACKAGES[place], f"--on {place}")
 
 
 # -- this machine ----------------------------------------------------------------------------------
@@ -79,7 +80,7 @@ def train_here(runs: list[Planned], worker: Worker, jobs: int, look: Callable[[]
 
 def train_on_ray(runs: list[Planned], worker: Worker, jobs: int, look: Callable[[], bool], want: Resources) -> None:
     """A Ray task for each run; one whose node is lost begins again elsewhere, from the last checkpoint."""
-    ray = optional("ray", "ray>=2.9")
+    ray = package_for("ray")
     host, _, port = want.address.rpartition(":")
     if port.isdigit():
         try:
@@ -141,7 +142,7 @@ class Job:
 
     def checkpoint(self, run: Planned):
         """submitit asks this when SLURM is about to end the job: save, and come again."""
-        submitit = optional("submitit", "submitit>=1.5")
+        submitit = package_for("slurm")
         if self.worker:
             processes = list(self.worker.processes.values())
             self.worker.stop()
@@ -154,7 +155,7 @@ def train_on_slurm(
     runs: list[Planned], worker: Worker, jobs: int, look: Callable[[], bool], want: Resources, cluster: str = "slurm"
 ) -> None:
     """A job array, and a look at it until it is over. cluster: submitit's word; `local` runs it here, for tests"""
-    submitit = optional("submitit", "submitit>=1.5")
+    submitit = package_for("slurm")
     if cluster == "slurm" and not shutil.which("sbatch"):
         raise ValueError("there is no sbatch here: --on slurm is for a login node of a SLURM cluster")
     record = worker.folder / "slurm.json"

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
+from common.packages import optional
 from common.parallel import cores
 from sweeping import work
-from sweeping.executors import optional, visible_gpus
+from sweeping.executors import visible_gpus
 from sweeping.state import state_of
 from sweeping.study import Planned, expand, prepare, settle
 from sweeping.work import Worker
@@ -79,7 +80,7 @@ def runs_of(study: dict, values: dict) -> list[Planned]:
 
 def search(study: dict, folder: Path, args: argparse.Namespace) -> int:
     """Up to `args.trials` trials, `args.jobs` side by side. Returns the exit status."""
-    optuna = optional("optuna", "optuna>=4")
+    optuna = optional("optuna", '"optuna>=4"', "--trials")
     ranges, metric = ranges_of(study), METRICS[args.metric]
     if twice := set(ranges) & (set(study.get("flags") or {}) | set(study.get("grid") or {})):
         raise ValueError(f"{', '.join(sorted(twice))} stands in search and is set, too: which is it?")

@@ -21,9 +21,9 @@ FLOORS = [
         "common.files",
         "common.logger",
         "common.env_spec",
-        "common.statistics",
+        "common.packages",
     },
-    {"networks.mamba", "common.download", "common.parallel", "common.losses"},
+    {"networks.mamba", "common.download", "common.parallel", "common.losses", "common.statistics"},
     {"common.optim", "common.meter", "common.cuda_graph"},
     {"common.train_step"},
     {
