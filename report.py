@@ -2,6 +2,7 @@
 
     python report.py outputs/study --out report            index.html, tables as .md, .tex and .csv, figures as .svg
     python report.py outputs/before outputs/after --compare
+    python report.py outputs/study --keep results         a small file for each finished run, which report.py reads, too
     python report.py outputs/study --live                  the page on http://127.0.0.1:8000, while a sweep runs
 
 Give folders that hold runs, however deep. The headline is the last checkpoint: by the file that `utils.py --json` wrote
@@ -24,7 +25,7 @@ from pathlib import Path
 import utils
 from common import logger, statistics
 from common.packages import optional
-from reporting import charts, tables
+from reporting import charts, records, tables
 from reporting.runs import ASIDE, Run, read_runs
 
 TEMPLATE = Path(__file__).resolve().parent / "reporting" / "page.html.jinja"
@@ -116,6 +117,8 @@ def facts(run: Run, usual: dict) -> dict:
         "transitions": f"{run.data['transitions']:,}" if "transitions" in run.data else "",
         "training": f"{run.step:,} {run.unit.replace('_', ' ')}s in {run.seconds / 60:.1f} min",
         "versions": ", ".join(f"{k} {v}" for k, v in run.versions.items()),
+        "commit": run.commit,
+        "machine": ", ".join(f"{k} {v}" for k, v in run.machine.items() if v),
         "evaluations": ", ".join(f"{score:.1f}" for _, score in run.curve[-10:]),
     }
     if run.curve:
@@ -210,6 +213,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for the page, tables and figures")
     parser.add_argument("--title", default="", help="of the page (default: the folders' names)")
     parser.add_argument("--compare", action="store_true", help="two folders: did the change help?")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="write each finished run as a small file, and end")
     parser.add_argument("--live", action="store_true", help="serve the page on this machine, and refresh it")
     parser.add_argument("--host", default="127.0.0.1", help="another than this lets other machines see the page")
     parser.add_argument("--port", type=int, default=8000)
@@ -226,6 +230,9 @@ def main(argv: list[str] | None = None) -> int:
                 raise ValueError(f"--compare wants two folders, before and after: {len(args.places)} are given")
             table, words = tables.compare(*(read_runs([place]) for place in args.places))
             print(f"{table.markdown()}\n{words}")
+        elif args.keep:
+            kept = records.keep(read_runs(args.places), args.keep)
+            print(f"{len(kept)} finished runs kept in {args.keep}")
         elif args.live:
             serve(args.places, title, args.host, args.port)
         else:

@@ -12,6 +12,7 @@ A file holds what is wanted:
     flags: {preset: small, num_epochs: 30}           # of every run
     grid: {learning_rate: [0.001, 0.0003]}           # every combination
     overrides: [{datasets: [hopper-medium], agents: [bamba], flags: {beta_actor: 0.05}}]
+    episodes: 100                                    # in which utils.py evaluates each last checkpoint
 
 A study is the folder `outputs/NAME/`, with a folder for each run. It is finished by calling the command again, whatever
 stopped it: runs that are done stay, others go on from their last checkpoint, and a run that still trains is waited for.
@@ -55,9 +56,10 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, dict]:
         allow_abbrev=False,
     )
     parser.add_argument("--name", help="the study's folder in --output_dir (default: the file's name, or 'sweep')")
-    parser.add_argument("--agents", nargs="+")
+    parser.add_argument("--agents", nargs="+", help="names of the file's, or of trainer.py's")
     parser.add_argument("--datasets", nargs="+", help="what trainer.py takes as --dataset; of dqn as --env")
     parser.add_argument("--seeds", help="3, 0-4 or 0,2,5-7")
+    parser.add_argument("--episodes", type=int, help="let utils.py evaluate each last checkpoint over so many")
     parser.add_argument("--jobs", type=int, default=0, help="runs side by side (default: one a core, or one a GPU)")
     parser.add_argument("--retries", type=int, default=2, help="how often a failing run is tried again")
     parser.add_argument("--output_dir", default="./outputs")
@@ -112,10 +114,21 @@ def minutes_of(text: str) -> int:
 
 def study_of(args: argparse.Namespace, flags: dict) -> dict:
     """The file's study, and before it what the command line says."""
-    study = read_study(args.study) if args.study else {"name": "sweep"}
-    for key in ("name", "agents", "datasets", "seeds"):
+    file = read_study(args.study) if args.study else {}
+    study = {"name": "sweep", **file}
+    for key in ("name", "agents", "datasets", "seeds", "episodes"):
         if getattr(args, key) is not None:
             study[key] = getattr(args, key)
+    known = file.get("agents")
+    if isinstance(known, dict) and args.agents and set(args.agents) <= set(known):  # the file says what they are
+        study["agents"] = {name: known[name] for name in args.agents}
+    for key in ("agents", "datasets"):
+        if getattr(args, key) is not None:  # what is not wanted now needs no override
+            rules = study.get("overrides") or []
+            narrow = [
+                {**rule, key: [x for x in rule[key] if x in study[key]]} if key in rule else rule for rule in rules
+            ]
+            study["overrides"] = [rule for rule in narrow if rule.get(key, True)]
     study["flags"] = {**(study.get("flags") or {}), **flags}
     study["grid"] = {k: v for k, v in (study.get("grid") or {}).items() if k not in flags}
     if not re.fullmatch(r"[\w.+-]+", str(study["name"])):

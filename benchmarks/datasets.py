@@ -16,8 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness import ROOT, commit, facts, put_into_page, write
+from harness import ROOT, facts, put_into_page, write
 
+from common.device import commit
 from common.parallel import cores
 from d4rl_utils import read_hdf5
 from d4rl_utils.generate import behavior_policy as behaviour

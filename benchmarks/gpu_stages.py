@@ -326,7 +326,7 @@ SHAPES |= {"dm in": (3840, 128, 768), "heads": (256, 256, 256)}
 def facts(t: Table) -> None:
     for key in t.todo(["machine", "copy", "launch", *(f"matmul {p}" for p in ("fp32", "tf32", "bf16"))]):
         if key == "machine":
-            row = {"torch": torch.__version__, "python": sys.version.split()[0], "cpu": harness.processor()}
+            row = {"torch": torch.__version__, "python": sys.version.split()[0], "cpu": devices.processor()}
             row |= {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": devices.versions()}
             row["commit"] = harness.commit() if shutil.which("git") else "unknown"
             for name in ("triton", "transformers", "tyro", "gymnasium", "mujoco"):

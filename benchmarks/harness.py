@@ -2,10 +2,8 @@
 
 import argparse
 import json
-import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,22 +19,6 @@ from common import device as devices  # noqa: E402
 from common import logger  # noqa: E402
 
 
-def processor() -> str:
-    """The CPU's own name."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    """The commit that ran; with a plus if the tree had changes on top."""
-    run = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True).stdout.strip()  # noqa: E731
-    return (run("rev-parse", "--short", "HEAD") or "none") + ("+" if run("status", "--porcelain", "--", "*.py") else "")
-
-
 def without_folder(word: str) -> str:
     """A path as others have it: from the project's root, or the name alone."""
     path = Path(word)
@@ -47,12 +29,11 @@ def without_folder(word: str) -> str:
 
 def facts() -> dict:
     """Machine, versions, commit, command, date."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "command": "python " + shlex.join(map(without_folder, sys.argv)),
-        "machine": {"cpu": processor(), "cores": torch.get_num_threads(), "gpu": gpu, "system": platform.system()},
+        "machine": devices.machine(),
         "versions": devices.versions(),
-        "commit": commit(),
+        "commit": devices.commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
 

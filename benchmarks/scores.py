@@ -2,6 +2,7 @@
 
     python benchmarks/scores.py hopper_medium --file datasets/hopper-medium-reroll.hdf5 [--jobs 2]
     python benchmarks/scores.py objectives_hopper --file ...      (also objectives_walker2d, objectives_halfcheetah)
+    python benchmarks/scores.py long_hopper --file ...            (also long_walker2d, long_halfcheetah)
     python benchmarks/scores.py positions_hopper --file ...       (also positions_walker2d, positions_halfcheetah)
     python benchmarks/scores.py quick
     python benchmarks/scores.py choices --file ...
@@ -73,6 +74,12 @@ def objectives(env: str) -> Experiment:
     return Experiment([*common, "--compile"], rows, [0, 1, 2])
 
 
+def long(env: str) -> Experiment:
+    """Bamba by default, for as long as a CPU carries: what more updates bring."""
+    common = ["--preset", "small", "--env", env, "--num_epochs", "200", "--eval_freq", "10", "--save_freq", "5"]
+    return Experiment([*common, "--compile"], {"Bamba": [], "ReBRAC (no encoder)": ["--encoder", "none"]}, [0, 1, 2])
+
+
 def positions(env: str) -> Experiment:
     """Velocities are hidden: agents with a past beside those without."""
     common = ["--preset", "small", "--env", env, "--observe", "positions", "--num_epochs", "30", "--eval_freq", "2"]
@@ -94,6 +101,7 @@ EXPERIMENTS = {
     # what `make train` does, with other seeds; it rolls its own data
     "quick": Experiment(QUICK, {"Bamba": [], "cloning": ["--objective", "bc", "--critic_pretrain", "0"]}, [*range(10)]),
     **{f"objectives_{env}": objectives(env) for env in BODIES},
+    **{f"long_{env}": long(env) for env in BODIES},
     **{f"positions_{env}": positions(env) for env in BODIES},
     "cloning_walker2d": cloning("walker2d"),
     "cloning_halfcheetah": cloning("halfcheetah"),
@@ -316,7 +324,7 @@ def main() -> None:
     print(f"{'the data':48} mean {result['behavior_score']:6.2f}")
     print(draw(name, by_row), write(name, result))
     family, _, body = name.rpartition("_")
-    if family in ("objectives", "positions") and body in BODIES:
+    if family in ("objectives", "long", "positions") and body in BODIES:
         page = ROOT / "docs" / "results.md"
         put_into_page(f"python benchmarks/scores.py {family}_BODY", table_over_bodies(family), page)
 

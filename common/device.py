@@ -1,8 +1,12 @@
-"""What a run stands on: random streams, the device, the C library's memory, the versions of what it uses."""
+"""What a run stands on: random streams, device, memory of the C library; machine, versions, commit to write down."""
 
 import ctypes
+import platform
+import shutil
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -70,3 +74,31 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "missing"
     return found
+
+
+def processor() -> str:
+    """The CPU's own name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def machine() -> dict:
+    """Where this runs; cores: the CPU threads that torch may use."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": processor(), "cores": torch.get_num_threads(), "gpu": gpu, "system": platform.system()}
+
+
+def commit() -> str:
+    """The commit of this code, with a plus if files differ from it; "none" outside a checkout."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    if not shutil.which("git"):
+        return "none"
+    return (git("rev-parse", "--short", "HEAD") or "none") + ("+" if git("status", "--porcelain", "--", "*.py") else "")

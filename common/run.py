@@ -113,6 +113,7 @@ class Run:
         cfg, more = self.cfg, self.prepare()
         folder = logger.new_folder(Path(cfg.output_dir) / folder_name(self.data["name"], cfg, f"s{cfg.seed}"))
         head = {"config": asdict(cfg), "data": self.data, "versions": devices.versions()}
+        head |= {"machine": devices.machine(), "commit": devices.commit()}
         (folder / "config.json").write_text(json.dumps(head, indent=1) + "\n")
         log = self.open_log(folder)
         log(0, {**head, "score_name": self.headline, **more})

@@ -17,6 +17,7 @@ ASIDE |= {"cuda_graphs", "env", "dataset", "dataset_type", "dataset_dir", "data"
 ASIDE |= {"eval_freq", "save_freq", "log_freq", "num_eval_episodes", "num_final_episodes", "eval_seed", "precision"}
 BUDGET = {"num_epochs", "updates_per_epoch", "env_steps"}
 POINTS = 80  # of a curve of losses on the page
+SUFFIX = ".run.json"  # of a finished run that was kept as a small file
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,11 @@ class Run:
     seconds: float
     behavior: float | None
     final: dict | None = None  # what utils.py found of the last checkpoint, if it was asked with --json
-    name: str = ""  # as a study calls its agent
+    evaluated: dict = field(default_factory=dict)  # the last evaluation of the training
+    machine: dict = field(default_factory=dict)
+    commit: str = ""
     failed: str = ""
-    label: str = ""
+    label: str = ""  # as a study calls its agent, else as `labelled` does
     column: str = ""
     apart: str = field(default="", compare=False)  # why it is not in the tables
 
@@ -75,9 +78,11 @@ class Run:
     @property
     def commands(self) -> dict[str, str]:
         """To train it again from nothing, to go on with it, to evaluate it."""
-        folder = shlex.quote(str(self.folder))
+        folder, train = shlex.quote(str(self.folder)), shlex.join(["python", "trainer.py", *flags_of(self.config)])
+        if self.folder.name.endswith(SUFFIX):
+            return {"train": train}
         return {
-            "train": shlex.join(["python", "trainer.py", *flags_of(self.config)]),
+            "train": train,
             "resume": f"python trainer.py --resume {folder}",
             "evaluate": f"python utils.py --checkpoint {folder} --episodes 100",
         }
@@ -116,22 +121,34 @@ def as_json(value):
     return json.loads(json.dumps(value))
 
 
-def find_folders(places: Iterable[str]) -> list[Path]:
-    """The run folders in these folders, however deep. ValueError if one does not exist or holds none."""
+def find_places(places: Iterable[str]) -> list[Path]:
+    """The run folders and kept runs in these folders, however deep. ValueError if one does not exist or holds none."""
     found = []
     for place in places:
         path = Path(place)
         if not path.exists():
             raise ValueError(f"{place} does not exist: give folders that hold runs, such as outputs/STUDY")
-        own = {log.parent for log in path.rglob("log.jsonl")}
+        own = {log.parent for log in path.rglob("log.jsonl")} | set(path.rglob(f"*{SUFFIX}"))
         if not own:
-            raise ValueError(f"{place} holds no run: a run is a folder with a log.jsonl in it")
+            raise ValueError(f"{place} holds no run: a run is a folder with a log.jsonl in it, or a file *{SUFFIX}")
         found += sorted(own - set(found))
     return found
 
 
+def read_kept(path: Path) -> Run:
+    """A run that was kept as a file. ValueError if it is none."""
+    try:
+        record = json.loads(path.read_text())
+        curve = [tuple(point) for point in record.pop("curve")]
+        return Run(folder=path, metrics={}, **record, curve=curve)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no kept run ({error}): mend or move it") from error
+
+
 def read_run(folder: Path) -> Run | None:
     """A run's log and what stands beside it; None if it ended before its first line."""
+    if folder.name.endswith(SUFFIX):
+        return read_kept(folder)
     try:
         rows = logger.read_log(folder / "log.jsonl")
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -139,7 +156,8 @@ def read_run(folder: Path) -> Run | None:
     if not rows or "config" not in rows[0] or "data" not in rows[0]:
         return None
     head, unit = rows[0], "env_step" if "env_step" in rows[0] else "update"
-    curve = [(row[unit], evaluation.headline(row)) for row in rows if "eval/return_mean" in row]
+    evaluations = [row for row in rows if "eval/return_mean" in row]
+    curve = [(row[unit], evaluation.headline(row)) for row in evaluations]
     metrics: dict[str, list] = {}
     for row in rows[1:]:
         for name, value in row.items():
@@ -158,7 +176,10 @@ def read_run(folder: Path) -> Run | None:
         seconds=max(row.get("seconds", 0.0) for row in rows),
         behavior=head.get("behavior_score"),
         final=final_of(folder, curve),
-        name=json.loads(label.read_text())["label"] if label.exists() else "",
+        evaluated={k: v for k, v in evaluations[-1].items() if k.startswith("eval/")} if evaluations else {},
+        machine=head.get("machine", {}),
+        commit=head.get("commit", ""),
+        label=json.loads(label.read_text())["label"] if label.exists() else "",
         failed=json.loads(failed.read_text())["sentence"] if failed.exists() else "",
     )
 
@@ -184,7 +205,7 @@ def thinned(points: list) -> list:
 
 def read_runs(places: Iterable[str]) -> list[Run]:
     """All runs, labelled; those that cannot stand beside the others say why in `apart`."""
-    runs = [run for run in map(read_run, find_folders(places)) if run]
+    runs = [run for run in map(read_run, find_places(places)) if run]
     if not runs:
         raise ValueError(f"no run in {', '.join(places)} has begun yet")
     return set_apart(labelled(with_columns(runs)))
@@ -218,7 +239,7 @@ def labelled(runs: list[Run]) -> list[Run]:
     for run in runs:
         own = {name: value for name, value in sorted(all_settings(run).items()) if (run.agent, name) in varying}
         more = [f"{k}={v}" for k, v in own.items() if json.dumps(v) != values[run.agent, k].most_common(1)[0][0]]
-        found.append(replace(run, label=run.name or " ".join([run.agent, *more])))
+        found.append(replace(run, label=run.label or " ".join([run.agent, *more])))
     return found
 
 

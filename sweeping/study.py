@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import yaml
@@ -16,19 +16,20 @@ from common.interface import OnlineAgent
 from config import parse
 from config.shared import Data
 
-KEYS = {"name", "agents", "datasets", "seeds", "flags", "grid", "overrides", "search"}
+KEYS = {"name", "agents", "datasets", "seeds", "flags", "grid", "overrides", "search", "episodes"}
 OURS = {"output_dir", "resume", "seed", "num_seeds", "agent"}  # trainer.py's flags that a sweep decides
 
 
 @dataclass(frozen=True)
 class Planned:
     """A run that is wanted. name: the combination; of its folder too. total: updates, or environment steps. label: as
-    report.py calls its agent."""
+    report.py calls its agent. episodes: in which utils.py evaluates the last checkpoint; 0: it does not."""
 
     name: str
     flags: dict
     total: int
     label: str = ""
+    episodes: int = 0
 
     @property
     def argv(self) -> list[str]:
@@ -98,9 +99,12 @@ def expand(study: dict) -> list[Planned]:
             for name in rule.get(key) or []:
                 if name not in known:
                     raise ValueError(f"an override names {name}, which is none of the study's {key}")
+    episodes, seeds = study.get("episodes", 0), seeds_of(study.get("seeds", 42))
+    if type(episodes) is not int or episodes < 0:
+        raise ValueError(f"episodes {episodes} are none: how many shall evaluate each last checkpoint?")
     runs = []
     for (label, own), dataset in itertools.product(agents.items(), study.get("datasets") or [""]):
-        for point, seed in itertools.product(itertools.product(*values), seeds_of(study.get("seeds", 42))):
+        for point in itertools.product(*values):
             chosen = dict(zip(grid, point))
             flags = {"agent": label, **(study.get("flags") or {}), **(own or {}), **chosen}
             for rule in overrides:
@@ -110,14 +114,21 @@ def expand(study: dict) -> list[Planned]:
                 raise ValueError(f"{', '.join(sorted(bad))} cannot be set here: a sweep decides that itself")
             if dataset:
                 flags["env" if flags["agent"] == "dqn" else "dataset"] = dataset
-            words = [label, Path(str(dataset)).stem, *(f"{k}={v}" for k, v in chosen.items()), f"s{seed}"]
+            words = [label, Path(str(dataset)).stem, *(f"{k}={v}" for k, v in chosen.items())]
             name = re.sub(r"[^\w.=+-]+", "-", "-".join(word for word in words if word))
             called = " ".join([label, *(f"{k}={v}" for k, v in chosen.items())])
-            runs.append(planned(name, {**flags, "seed": seed}, called))
+            first = planned(f"{name}-s{seeds[0]}", with_seed(flags, seeds[0]), called)  # the others differ by no flag
+            first = replace(first, episodes=episodes)
+            runs += [replace(first, name=f"{name}-s{seed}", flags=with_seed(flags, seed)) for seed in seeds]
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is wanted twice")
     return runs
+
+
+def with_seed(flags: dict, seed: int) -> dict:
+    """These flags of one seed; `{seed}` in a text becomes it, as in the checkpoint that a run goes on from."""
+    return {k: v.replace("{seed}", str(seed)) if isinstance(v, str) else v for k, v in flags.items()} | {"seed": seed}
 
 
 def planned(name: str, flags: dict, label: str = "") -> Planned:

@@ -14,7 +14,9 @@ from common import logger
 from sweeping.state import is_over, run_folder, state_of, take_lock
 from sweeping.study import Planned
 
-TRAINER = [sys.executable, str(Path(__file__).resolve().parents[1] / "trainer.py")]
+PROJECT = Path(__file__).resolve().parents[1]
+TRAINER = [sys.executable, str(PROJECT / "trainer.py")]
+EVALUATOR = [sys.executable, str(PROJECT / "utils.py")]
 LOOK = 2.0  # seconds between two looks at the runs
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)  # a trainer's exit status when it was told to save and stop
 
@@ -52,7 +54,12 @@ class Worker:
                 if self.threads and "threads" not in run.flags:
                     argv += ["--threads", str(self.threads)]
                 self.tell(run, "goes on" if begun else "begins")
-                code = self.call(run, argv, gpu, lock, watch)
+                code = self.call(run, [*TRAINER, *argv], gpu, lock, watch)
+                if code == 0:
+                    # under a name that does not change with the day, for what goes on from it
+                    logger.link_latest(run_folder(place) / "last_checkpoint.pt", place / "last_checkpoint.pt")
+                    if run.episodes:
+                        code = self.call(run, [*EVALUATOR, *evaluation_of(place, run.episodes)], gpu, lock, watch)
                 if self.stopping.is_set() or code in STOPPED:
                     return
                 if code == 0:
@@ -65,10 +72,11 @@ class Worker:
 
     def call(self, run: Planned, argv: list[str], gpu: str | None, lock, watch: Callable[[], bool] | None) -> int:
         env = dict(os.environ) if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+        env |= {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
         with open(self.folder / run.name / "output.txt", "a") as file:
             # the trainer inherits the lock: it is free when nobody trains this run any more, killed or not
             process = subprocess.Popen(
-                [*TRAINER, *argv], stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=env, pass_fds=[lock.fileno()]
+                argv, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=env, pass_fds=[lock.fileno()]
             )
         self.processes[run.name] = process
         try:
@@ -92,6 +100,13 @@ class Worker:
         self.stopping.set()
         for process in list(self.processes.values()):
             process.terminate()
+
+
+def evaluation_of(place: Path, episodes: int) -> list[str]:
+    """utils.py's flags for a run's last checkpoint; the report lies beside it, where report.py finds it."""
+    folder = run_folder(place)
+    where = ["--checkpoint", str(folder), "--json", str(folder / f"eval-{episodes}.json")]
+    return [*where, "--episodes", str(episodes)]
 
 
 def why(output: Path, code: int) -> str:

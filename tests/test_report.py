@@ -352,3 +352,27 @@ def test_the_page_in_a_browser(study, tmp_path):
         assert "python trainer.py" in run.inner_text()
         browser.close()
     assert errors == []
+
+
+# -- kept runs -------------------------------------------------------------------------------------
+
+
+def test_kept_runs_give_the_tables_of_their_folders(study, tmp_path, capsys):
+    make_run(study, (1.0,), agent="dt", seed=9)  # unfinished: not kept
+    kept = tmp_path / "kept"
+    assert report.main([str(study), "--keep", str(kept)]) == 0
+    assert len(list(kept.iterdir())) == 16 and "16 finished runs" in capsys.readouterr().out
+    there, here = (tables.Results(read_runs([str(place)])) for place in (study, kept))
+    for make in (lambda r: tables.overview(r, "local score"), tables.details):
+        assert make(there).markdown() == make(here).markdown()
+    assert all(set(run.commands) == {"train"} for run in here.runs)  # there is nothing to resume or to evaluate
+    report.main([str(kept), "--out", str(tmp_path / "page")])
+    assert "bamba" in (tmp_path / "page" / "index.html").read_text()
+
+
+def test_a_damaged_kept_run_is_named(tmp_path, capsys):
+    for text in ("{", "{}", '{"curve": [], "colour": 1}'):
+        (tmp_path / "a.run.json").write_text(text)
+        with pytest.raises(SystemExit):
+            report.main([str(tmp_path), "--out", str(tmp_path / "page")])
+        assert "a.run.json is no kept run" in capsys.readouterr().err

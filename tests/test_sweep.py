@@ -112,6 +112,32 @@ def test_the_command_line_goes_before_the_file(tmp_path):
     assert study["name"] == "study" and run.name == "dt-hopper-medium-s5"
 
 
+def test_the_command_line_takes_some_of_the_files_agents_and_data(tmp_path):
+    path = file_of(
+        tmp_path,
+        """
+        agents: {slow: {agent: bamba, learning_rate: 0.0001}, dt: {}}
+        datasets: [hopper-medium, walker2d-medium]
+        overrides:
+          - {agents: [dt], flags: {d_model: 8}}
+          - {agents: [slow], datasets: [hopper-medium], flags: {d_model: 16}}
+        """,
+    )
+    narrow = sweep.study_of(*sweep.arguments([path, "--agents", "slow", "--datasets", "hopper-medium"]))
+    (run,) = sweep.expand(narrow)
+    cfg = parse(run.argv)
+    assert (run.label, cfg.agent, cfg.learning_rate, cfg.d_model) == ("slow", "bamba", 1e-4, 16)
+    other = sweep.expand(sweep.study_of(*sweep.arguments([path, "--agents", "dm", "--datasets", "hopper-medium"])))
+    assert [run.flags["agent"] for run in other] == ["dm"]  # none of the file's, so one of trainer.py's
+
+
+def test_a_seed_stands_in_what_a_run_goes_on_from(tmp_path):
+    path = file_of(
+        tmp_path, "{agents: [bamba], datasets: [hopper-medium], seeds: 3-4, flags: {dataset_dir: 'x-{seed}'}}"
+    )
+    assert [parse(run.argv).dataset_dir for run in sweep.expand(sweep.read_study(path))] == ["x-3", "x-4"]
+
+
 @pytest.mark.parametrize("text, seeds", [("3", [3]), ("0-2", [0, 1, 2]), ("0,2,5-6", [0, 2, 5, 6]), ([4, 1], [4, 1])])
 def test_seeds(text, seeds):
     assert study.seeds_of(text) == seeds
@@ -178,6 +204,19 @@ def test_all_runs_are_trained_once_and_a_failing_one_stops_no_other(fake, tmp_pa
     assert len(calls_of(tmp_path, "bamba-hopper-medium-s13")) == 3
     rows = [json.loads(line) for line in (tmp_path / "out" / "sweep" / "journal.jsonl").read_text().splitlines()]
     assert [row["event"] for row in rows if row["run"] == name] == ["begins", "done"]
+
+
+def test_a_finished_run_is_evaluated_and_has_a_name_that_stays(fake, tmp_path, monkeypatch):
+    script = tmp_path / "evaluate.py"
+    script.write_text("import sys, pathlib; pathlib.Path(sys.argv[sys.argv.index('--json') + 1]).write_text('{}')")
+    monkeypatch.setattr(work, "EVALUATOR", [sys.executable, str(script)])
+    assert sweep.main([*fake, "--agents", "bamba", "--seeds", "1", "--episodes", "7"]) == 0
+    place = tmp_path / "out" / "sweep" / "bamba-hopper-medium-s1"
+    assert len(list(place.glob("*/eval-7.json"))) == 1 and (place / "last_checkpoint.pt").read_text() == "10"
+    script.write_text("raise SystemExit('error: it cannot be played')")
+    command = [*fake, "--agents", "bamba", "--seeds", "2", "--episodes", "7", "--retries", "0"]
+    assert sweep.main(command) == 1
+    assert "cannot be played" in (place.with_name("bamba-hopper-medium-s2") / "failed.json").read_text()
 
 
 def test_a_run_goes_on_from_its_checkpoint(fake, tmp_path):
