@@ -324,7 +324,7 @@ def main() -> None:
     print(f"{'the data':48} mean {result['behavior_score']:6.2f}")
     print(draw(name, by_row), write(name, result))
     family, _, body = name.rpartition("_")
-    if family in ("objectives", "long", "positions") and body in BODIES:
+    if family in ("objectives", "positions") and body in BODIES:
         page = ROOT / "docs" / "results.md"
         put_into_page(f"python benchmarks/scores.py {family}_BODY", table_over_bodies(family), page)
 
