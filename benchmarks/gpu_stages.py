@@ -328,7 +328,7 @@ def facts(t: Table) -> None:
         if key == "machine":
             row = {"torch": torch.__version__, "python": sys.version.split()[0], "cpu": devices.processor()}
             row |= {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": devices.versions()}
-            row["commit"] = harness.commit() if shutil.which("git") else "unknown"
+            row["commit"] = devices.commit()
             for name in ("triton", "transformers", "tyro", "gymnasium", "mujoco"):
                 row[name] = importlib.util.find_spec(name) is not None
             row["compiler"] = shutil.which("gcc") or shutil.which("g++") or "none"
