@@ -22,7 +22,6 @@ from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 
-import harness
 import numpy as np
 import torch
 from harness import ROOT
