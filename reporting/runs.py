@@ -35,7 +35,6 @@ class Run:
     seconds: float
     behavior: float | None
     final: dict | None = None  # what utils.py found of the last checkpoint, if it was asked with --json
-    evaluated: dict = field(default_factory=dict)  # the last evaluation of the training
     machine: dict = field(default_factory=dict)
     commit: str = ""
     failed: str = ""
@@ -156,8 +155,7 @@ def read_run(folder: Path) -> Run | None:
     if not rows or "config" not in rows[0] or "data" not in rows[0]:
         return None
     head, unit = rows[0], "env_step" if "env_step" in rows[0] else "update"
-    evaluations = [row for row in rows if "eval/return_mean" in row]
-    curve = [(row[unit], evaluation.headline(row)) for row in evaluations]
+    curve = [(row[unit], evaluation.headline(row)) for row in rows if "eval/return_mean" in row]
     metrics: dict[str, list] = {}
     for row in rows[1:]:
         for name, value in row.items():
@@ -176,7 +174,6 @@ def read_run(folder: Path) -> Run | None:
         seconds=max(row.get("seconds", 0.0) for row in rows),
         behavior=head.get("behavior_score"),
         final=final_of(folder, curve),
-        evaluated={k: v for k, v in evaluations[-1].items() if k.startswith("eval/")} if evaluations else {},
         machine=head.get("machine", {}),
         commit=head.get("commit", ""),
         label=json.loads(label.read_text())["label"] if label.exists() else "",
