@@ -370,6 +370,17 @@ def test_kept_runs_give_the_tables_of_their_folders(study, tmp_path, capsys):
     assert "bamba" in (tmp_path / "page" / "index.html").read_text()
 
 
+def test_a_kept_run_holds_neither_folders_nor_single_episodes(tmp_path):
+    place = make_run(tmp_path / "runs", output_dir="/home/me/outputs", dataset_dir="/home/me/data")
+    ours = {"checkpoint": "/home/me/last_checkpoint.pt", "updates": 30, "eval/episodes": 100, "eval/return_mean": 900.0}
+    (place / "eval-100.json").write_text(json.dumps({**ours, "eval/score": 31.0, "returns": [900.0] * 100}))
+    report.main([str(tmp_path / "runs"), "--keep", str(tmp_path / "kept")])
+    (file,) = (tmp_path / "kept").iterdir()
+    assert "/home/me" not in file.read_text() and "returns" not in file.read_text()
+    (run,) = read_runs([str(tmp_path / "kept")])
+    assert (run.last, run.episodes) == (31.0, 100)
+
+
 def test_a_damaged_kept_run_is_named(tmp_path, capsys):
     for text in ("{", "{}", '{"curve": [], "colour": 1}'):
         (tmp_path / "a.run.json").write_text(text)

@@ -208,11 +208,15 @@ def test_all_runs_are_trained_once_and_a_failing_one_stops_no_other(fake, tmp_pa
 
 def test_a_finished_run_is_evaluated_and_has_a_name_that_stays(fake, tmp_path, monkeypatch):
     script = tmp_path / "evaluate.py"
-    script.write_text("import sys, pathlib; pathlib.Path(sys.argv[sys.argv.index('--json') + 1]).write_text('{}')")
+    code = "import os, sys, pathlib; threads = os.environ.get('OMP_NUM_THREADS', 'all');"
+    script.write_text(code + "pathlib.Path(sys.argv[sys.argv.index('--json') + 1]).write_text(threads)")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(sweep, "cores", lambda: 3)  # one run: it has them all, and so has its evaluation
     monkeypatch.setattr(work, "EVALUATOR", [sys.executable, str(script)])
     assert sweep.main([*fake, "--agents", "bamba", "--seeds", "1", "--episodes", "7"]) == 0
     place = tmp_path / "out" / "sweep" / "bamba-hopper-medium-s1"
-    assert len(list(place.glob("*/eval-7.json"))) == 1 and (place / "last_checkpoint.pt").read_text() == "10"
+    (found,) = place.glob("*/eval-7.json")
+    assert found.read_text() == "3" and (place / "last_checkpoint.pt").read_text() == "10"
     script.write_text("raise SystemExit('error: it cannot be played')")
     command = [*fake, "--agents", "bamba", "--seeds", "2", "--episodes", "7", "--retries", "0"]
     assert sweep.main(command) == 1

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 import trainer
 import utils
 from agent import Bamba
+from common import device as devices
 from common import logger
 from common import run as runs
 from config import CONFIGS, PRESETS, BambaConfig, argv_value, parse
@@ -52,6 +53,7 @@ def test_a_run_leaves_what_it_promises(hopper_file, tmp_path, capsys):
     assert {p.name for p in folder.iterdir()} == names and folder.name.startswith("walk-bamba-s42-")
     rows = logger.read_log(folder / "log.jsonl")
     assert rows[0]["config"]["batch_size"] == 8 and rows[0]["data"]["name"] == "walk" and rows[0]["data"]["sha256"]
+    assert rows[0]["machine"]["cores"] == 1 and rows[0]["machine"]["cpu"] and rows[0]["commit"]
     assert [r["update"] for r in rows if "loss/critic" in r] == [5, 10, 15, 20]
     assert [r["update"] for r in rows if "eval/score" in r] == [10, 20]
     assert (tmp_path / "best_checkpoint.pt").samefile(folder / "best_checkpoint.pt")
@@ -64,6 +66,15 @@ def test_a_run_leaves_what_it_promises(hopper_file, tmp_path, capsys):
         and "best of 2 evaluations (optimistic), update" in said
         and "walk" in said
     )
+
+
+def test_without_git_or_a_checkout_the_commit_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "__file__", str(tmp_path / "common" / "device.py"))
+    (tmp_path / "common").mkdir()
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert devices.commit() == "none"
+    monkeypatch.setenv("PATH", "")
+    assert devices.commit() == "none"
 
 
 def test_a_run_without_evaluation_still_leaves_a_checkpoint(hopper_file, tmp_path):
