@@ -3,6 +3,8 @@
     python report.py outputs/study --out report            index.html, tables as .md, .tex and .csv, figures as .svg
     python report.py outputs/before outputs/after --compare
     python report.py outputs/study --keep results         a small file for each finished run, which report.py reads, too
+    python report.py results --into docs/page.md          tables and curves, between the page's lines
+                                                          <!-- COMMAND writes from here --> and <!-- to here -->
     python report.py outputs/study --live                  the page on http://127.0.0.1:8000, while a sweep runs
 
 Give folders that hold runs, however deep. The headline is the last checkpoint: by the file that `utils.py --json` wrote
@@ -17,13 +19,15 @@ import argparse
 import base64
 import http.server
 import json
+import shlex
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import utils
-from common import logger, statistics
+from common import files, logger, statistics
 from common.packages import optional
 from reporting import charts, records, tables
 from reporting.runs import ASIDE, Run, read_runs
@@ -33,7 +37,7 @@ LARGEST_VIDEO = 1_000_000  # bytes of one that goes into the page
 REFRESH = 20  # seconds, of the live page
 
 
-def page(runs: list[Run], title: str, refresh: int = 0) -> str:
+def page(runs: list[Run], title: str, columns: Sequence[str] = (), refresh: int = 0) -> str:
     """The whole page, with everything it needs in it. ValueError if a package is missing."""
     results = tables.Results(runs)
     specs = []
@@ -60,8 +64,8 @@ def page(runs: list[Run], title: str, refresh: int = 0) -> str:
             scores=[tables.overview(results, kind) for kind in results.kinds],
             summaries=summaries,
             summary_charts=summary_charts,
-            curve_charts=[(column, keep(charts.curves(results, column))) for column in results.columns],
-            detail=tables.details(results),
+            curve_charts=[(column, keep(chart)) for column, chart in charts.all_curves(results)],
+            detail=tables.details(results, columns),
             apart=tables.apart(results),
             runs=[facts(run, usual) for run in runs],
             specs=script(specs),
@@ -145,33 +149,63 @@ def video_of(run: Run) -> str:
     return ""
 
 
-def write_report(runs: list[Run], out: Path, title: str) -> list[Path]:
-    """The page, tables and figures as files in `out`; returns them."""
-    results, files = tables.Results(runs), {}
+def comparable(runs: list[Run]) -> tables.Results:
+    """ValueError if none of them is."""
+    results = tables.Results(runs)
     if not results.runs:
         reasons = "; ".join(f"{run.folder.name}: {run.apart}" for run in results.apart[:3])
         raise ValueError(f"none of the {len(runs)} runs can stand in a table ({reasons})")
+    return results
+
+
+def write_report(runs: list[Run], out: Path, title: str, columns: Sequence[str] = ()) -> list[Path]:
+    """The page, tables and figures as files in `out`; returns them. columns: as of `tables.details`"""
+    results, made = comparable(runs), {}
     for kind in results.kinds:
         name = kind.replace(" ", "_").lower()
         found = {f"{name}s": tables.overview(results, kind), f"{name}s_over_data": tables.aggregates(results, kind)}
         found[f"{name}s_improvement"] = tables.improvements(results, kind)
         for stem, table in found.items():
             if table:
-                files |= {f"{stem}.md": table.markdown(), f"{stem}.tex": table.latex(), f"{stem}.csv": table.csv()}
+                made |= {f"{stem}.md": table.markdown(), f"{stem}.tex": table.latex(), f"{stem}.csv": table.csv()}
         for stem, spec in (("iqm", charts.intervals(results, kind)), ("profile", charts.profile(results, kind))):
             if spec:
-                files[f"{name}_{stem}.svg"] = charts.svg(spec)
-    detail = tables.details(results)
-    files |= {"details.md": detail.markdown(), "details.csv": detail.csv()}
-    for column in results.columns:
-        stem = "".join(c if c.isalnum() or c in "-+." else "_" for c in column)
-        files[f"curves_{stem}.svg"] = charts.svg(charts.curves(results, column))
-    files["index.html"] = page(runs, title)
+                made[f"{name}_{stem}.svg"] = charts.svg(spec)
+    detail = tables.details(results, columns)
+    made |= {"details.md": detail.markdown(), "details.csv": detail.csv()}
+    made |= {f"{stem}.svg": text for stem, text in figures(results).items()}
+    made["index.html"] = page(runs, title, columns)
     out.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
+    for name, text in made.items():
         with logger.atomic_write(out / name) as part:
             part.write_text(text, encoding="utf-8")
-    return [out / name for name in files]
+    return [out / name for name in made]
+
+
+def figures(results: tables.Results) -> dict[str, str]:
+    """Curves as SVG, by a name that can be a file's."""
+    found = {}
+    for column, chart in charts.all_curves(results):
+        stem = "".join(c if c.isalnum() or c in "-+." else "_" for c in f"curves_{column}")
+        found[f"{stem}_training" if stem in found else stem] = charts.svg(chart)
+    return found
+
+
+def write_into(page: Path, runs: list[Run], name: str, columns: Sequence[str], command: str) -> None:
+    """Tables and curves between the command's markers in a Markdown page; the figures lie beside it, in figures/NAME_*.
+
+    ValueError if the page has no such markers.
+    """
+    results, folder = comparable(runs), page.parent / "figures"
+    found = [tables.overview(results, kind) for kind in results.kinds if len(results.complete(kind)[0]) > 1]
+    found += filter(None, [tables.details(results, columns), tables.apart(results)])
+    parts, drawn = [table.markdown() for table in found], figures(results)
+    parts += [f"![{stem.replace('_', ' ')}](figures/{name}_{stem}.svg)" for stem in drawn]
+    files.put_into_page(command, "\n".join(parts), page)
+    folder.mkdir(exist_ok=True)
+    for stem, text in drawn.items():
+        with logger.atomic_write(folder / f"{name}_{stem}.svg") as part:
+            part.write_text(text, encoding="utf-8")
 
 
 def serve(places: list[str], title: str, host: str, port: int) -> None:
@@ -185,7 +219,7 @@ def serve(places: list[str], title: str, host: str, port: int) -> None:
                 return
             when, body = made.get("page", (0.0, b""))
             if time.monotonic() - when > REFRESH / 2 or not body:
-                body = page(read_runs(places), title, REFRESH).encode()
+                body = page(read_runs(places), title, refresh=REFRESH).encode()
                 made["page"] = time.monotonic(), body
             self.send_response(200)
             self.send_header("Content-Type", "text/html; charset=utf-8")
@@ -205,7 +239,7 @@ def serve(places: list[str], title: str, host: str, port: int) -> None:
             print("ended")
 
 
-def arguments(argv: list[str] | None) -> argparse.Namespace:
+def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -213,6 +247,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for the page, tables and figures")
     parser.add_argument("--title", default="", help="of the page (default: the folders' names)")
     parser.add_argument("--compare", action="store_true", help="two folders: did the change help?")
+    parser.add_argument("--into", type=Path, metavar="PAGE", help="write into a Markdown page, between its markers")
+    parser.add_argument("--columns", nargs="+", default=[], help="of the detailed table; an unknown name lists them")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="write each finished run as a small file, and end")
     parser.add_argument("--live", action="store_true", help="serve the page on this machine, and refresh it")
     parser.add_argument("--host", default="127.0.0.1", help="another than this lets other machines see the page")
@@ -221,6 +257,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     args = arguments(argv)
     with utils.errors_as_sentences():
         statistics.check_scipy()
@@ -233,13 +270,18 @@ def main(argv: list[str] | None = None) -> int:
         elif args.keep:
             kept = records.keep(read_runs(args.places), args.keep)
             print(f"{len(kept)} finished runs kept in {args.keep}")
+        elif args.into:
+            if not args.into.is_file():
+                raise ValueError(f"--into {args.into}: there is no such page")
+            name = Path(args.places[0]).name
+            write_into(args.into, read_runs(args.places), name, args.columns, f"python report.py {shlex.join(argv)}")
         elif args.live:
             serve(args.places, title, args.host, args.port)
         else:
             runs = read_runs(args.places)
-            files, results = write_report(runs, args.out, title), tables.Results(runs)
+            made, results = write_report(runs, args.out, title, args.columns), tables.Results(runs)
             print("\n".join(tables.overview(results, kind).markdown() for kind in results.kinds))
-            print(f"{len(results.runs)} runs, {len(results.apart)} shown apart: {files[-1]}")
+            print(f"{len(results.runs)} runs, {len(results.apart)} shown apart: {made[-1]}")
     return 0
 
 

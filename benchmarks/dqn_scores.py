@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from harness import ROOT, keep, kept, put_into_page, write
+from harness import ROOT, keep, kept, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from common import logger
+from common.files import put_into_page
 from common.plotting import smoothed
 from config import parse
 from gym_utils import ACTIONS, BASELINE_RETURNS

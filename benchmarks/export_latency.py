@@ -13,10 +13,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from harness import CLOCKS, ROOT, median_seconds, put_into_page, timing_parser, write
+from harness import CLOCKS, ROOT, median_seconds, timing_parser, write
 
 import export
 from common.checkpoint import agent_of
+from common.files import put_into_page
 from common.interface import EnvSpec
 from config import parse
 

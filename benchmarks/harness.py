@@ -67,17 +67,6 @@ VARIANTS = {
 }
 
 
-def put_into_page(command: str, text: str, page: Path) -> None:
-    """Replace what stands between a command's markers in a page of docs/. SystemExit if they are not there."""
-    first, last = f"<!-- {command} writes from here -->", "<!-- to here -->"
-    before, begin, rest = page.read_text().partition(first)
-    _, end, after = rest.partition(last)
-    if not (begin and end):
-        raise SystemExit(f"{page} has no lines '{first}' and '{last}' to write between")
-    with logger.atomic_write(page) as part:
-        part.write_text(f"{before}{first}\n{text}\n{last}{after}")
-
-
 def timing_parser(doc: str, repeats: int) -> argparse.ArgumentParser:
     """A command line with what every timing takes: --device, --threads, --repeats, --clock."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -25,13 +25,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import ROOT, keep, kept, put_into_page, write
+from harness import ROOT, keep, kept, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scores import evaluate, train
 
 import utils
 from common import evaluation, logger
+from common.files import put_into_page
 from ogbench_utils import TASKS, make_task
 
 COMMON = ["--preset", "small", "--threads", "1", "--no_tensorboard", "--device", "cpu", "--compile"]

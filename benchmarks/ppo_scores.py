@@ -14,13 +14,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from harness import ROOT, keep, kept, put_into_page, write
+from harness import ROOT, keep, kept, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scores import evaluate, train
 
 from common import logger
-from common.files import sha256_of
+from common.files import put_into_page, sha256_of
 
 FROM = ["--init", "{init}", "--dataset", "{file}"]
 ROWS = {  # name -> flags of its own, seeds

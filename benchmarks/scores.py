@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from harness import ROOT, VARIANTS, keep, kept, median_seconds, put_into_page, write
+from harness import ROOT, VARIANTS, keep, kept, median_seconds, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import utils
 from common import logger
+from common.files import put_into_page
 
 
 class Experiment(NamedTuple):

@@ -11,9 +11,10 @@ import argparse
 
 import numpy as np
 import torch
-from harness import ROOT, SMALL_SIZES, put_into_page, write
+from harness import ROOT, SMALL_SIZES, write
 from torch import Tensor, nn
 
+from common.files import put_into_page
 from config import parse
 from d4rl_utils import read_hdf5
 from d4rl_utils.observe import POSITIONS

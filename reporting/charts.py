@@ -36,16 +36,36 @@ def layer(data: str, mark: dict, encoding: dict, **more) -> dict:
     return {"data": {"name": data}, "transform": [keep], "mark": mark, "encoding": encoding, **more}
 
 
-def curves(results: Results, column: str) -> dict:
-    """Evaluations against training: seeds thin, their mean bold, a 95 % band where there are three seeds or more."""
+RETURNS = "episode/return"  # of an online agent's training
+GRID = 60  # points of a curve that runs have at different steps
+
+
+def on_one_grid(lines: list[list[tuple[int, float]]]) -> list[list[tuple[int, float]]]:
+    """Smoothed, and interpolated where all of them have points."""
+    grid = np.linspace(max(line[0][0] for line in lines), min(line[-1][0] for line in lines), GRID).round()
+    found = []
+    for line in lines:
+        steps, values = zip(*line)
+        found.append([(int(x), float(y)) for x, y in zip(grid, np.interp(grid, steps, smoothed(values, 0.6)))])
+    return found
+
+
+def curves(results: Results, column: str, training: bool = False) -> dict:
+    """Evaluations against training: seeds thin, their mean bold, a 95 % band where there are three seeds or more.
+
+    training: the returns of an online agent's training episodes instead.
+    """
     labels = [label for label in results.labels if results.of(label, column)]
+    if training:
+        labels = [label for label in labels if all(RETURNS in run.metrics for run in results.of(label, column))]
     seeds, means = [], []
     for label in labels:
         runs = results.of(label, column)
-        for run in runs:
-            seeds += [{"agent": label, "seed": run.seed, "x": x, "y": round(y, 2)} for x, y in run.curve]
-        shared = sorted(set.intersection(*({x for x, _ in run.curve} for run in runs)))
-        by_step = [dict(run.curve) for run in runs]
+        lines = on_one_grid([run.metrics[RETURNS] for run in runs]) if training else [run.curve for run in runs]
+        for run, line in zip(runs, lines):
+            seeds += [{"agent": label, "seed": run.seed, "x": x, "y": round(y, 2)} for x, y in line]
+        shared = sorted(set.intersection(*({x for x, _ in line} for line in lines)))
+        by_step = [dict(line) for line in lines]
         for x in shared:
             values = np.array([curve[x] for curve in by_step])
             low, high = statistics.mean_interval(values) or (values.mean(), values.mean())
@@ -55,7 +75,8 @@ def curves(results: Results, column: str) -> dict:
     first = next(run for run in results.runs if run.column == column)
     unit = "environment steps" if first.unit == "env_step" else "updates"
     x = {"field": "x", "type": "quantitative", "title": unit, "axis": {"format": "~s"}}
-    y = {"field": "y", "type": "quantitative", "title": results.score_name[column], "scale": {"zero": False}}
+    name = "return of training episodes" if training else results.score_name[column]
+    y = {"field": "y", "type": "quantitative", "title": name, "scale": {"zero": False}}
     tooltip = [
         {"field": "agent"},
         {"field": "x", "title": unit, "format": ","},
@@ -78,12 +99,22 @@ def curves(results: Results, column: str) -> dict:
         ),
     ]
     values = {"seeds": seeds, "means": means}
-    if first.behavior is not None:
+    if first.behavior is not None and not training:
         values["level"] = [{"y": round(first.behavior, 2)}]
         rule = {"type": "rule", "strokeDash": [5, 4], "color": "#666"}
         text = {"y": {"field": "y", "type": "quantitative"}, "tooltip": [{"field": "y", "title": "mean of the data"}]}
         layers.append({"data": {"name": "level"}, "mark": rule, "encoding": text})
     return base(labels, values, column, layers)
+
+
+def all_curves(results: Results) -> list[tuple[str, dict]]:
+    """(column, chart) of every data set, and of the training where agents learned online."""
+    found = []
+    for column in results.columns:
+        found.append((column, curves(results, column)))
+        if any(RETURNS in run.metrics for run in results.runs if run.column == column):
+            found.append((column, curves(results, column, training=True)))
+    return found
 
 
 def profile(results: Results, kind: str) -> dict | None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from common import logger
 from reporting.runs import SUFFIX, Run
 
-LEFT_AWAY = {"folder", "metrics", "column", "apart", "failed"}  # the log's curves; what a report finds out anew
+LEFT_AWAY = {"folder", "column", "apart", "failed"}  # what a report finds out anew
+CURVES = {"episode/return", "loss/td"}  # that stay of a log's: an online agent's training
 PLACES = {"output_dir", "resume", "dataset_dir"}  # of the machine that trained it
-EPISODES = {"checkpoint", "returns", "lengths"}  # of an evaluation: one number each episode
+EPISODES = {"checkpoint", "returns", "lengths", "tasks"}  # of an evaluation: one number each episode
 
 
 def keep(runs: Iterable[Run], folder: Path) -> list[Path]:
@@ -23,6 +24,7 @@ def keep(runs: Iterable[Run], folder: Path) -> list[Path]:
         record = {f.name: getattr(run, f.name) for f in fields(run) if f.name not in LEFT_AWAY}
         record["config"] = {k: v for k, v in run.config.items() if k not in PLACES}
         record["final"] = {k: v for k, v in (run.final or {}).items() if k not in EPISODES} or None
+        record["metrics"] = {name: points for name, points in run.metrics.items() if name in CURVES}
         record["curve"] = [(step, round(score, 2)) for step, score in run.curve]
         stem = re.sub(r"[^\w.=+-]+", "-", f"{run.label}-{run.column}-s{run.seed}")
         kept.append(folder / f"{stem}{SUFFIX}")

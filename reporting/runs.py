@@ -8,7 +8,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from common import evaluation, logger
+from common.plotting import smoothed
 from config import CONFIGS, parse
 
 # Settings that do not make another agent: where and when it ran, on what, how it was looked at, and how long.
@@ -31,10 +34,11 @@ class Run:
     score_name: str
     unit: str  # update or env_step
     curve: list[tuple[int, float]]  # evaluations: step, score (or return, where there is no score)
-    metrics: dict[str, list[tuple[int, float]]]
+    metrics: dict[str, list[tuple[int, float]]]  # curves of losses, and of an online agent's training returns
     seconds: float
     behavior: float | None
     final: dict | None = None  # what utils.py found of the last checkpoint, if it was asked with --json
+    numbers: dict[str, float] = field(default_factory=dict)  # single ones beside the score: see `numbers_of`
     machine: dict = field(default_factory=dict)
     commit: str = ""
     failed: str = ""
@@ -139,7 +143,7 @@ def read_kept(path: Path) -> Run:
     try:
         record = json.loads(path.read_text())
         curve = [tuple(point) for point in record.pop("curve")]
-        return Run(folder=path, metrics={}, **record, curve=curve)
+        return Run(folder=path, **record, curve=curve)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no kept run ({error}): mend or move it") from error
 
@@ -161,6 +165,7 @@ def read_run(folder: Path) -> Run | None:
         for name, value in row.items():
             if "/" in name and not name.startswith("eval/") and isinstance(value, (int, float)):
                 metrics.setdefault(name, []).append((row[unit], value))
+    final = final_of(folder, curve)
     failed, label = folder.parent / "failed.json", folder.parent / "label.json"
     return Run(
         folder=folder,
@@ -173,7 +178,8 @@ def read_run(folder: Path) -> Run | None:
         metrics={name: thinned(points) for name, points in metrics.items()},
         seconds=max(row.get("seconds", 0.0) for row in rows),
         behavior=head.get("behavior_score"),
-        final=final_of(folder, curve),
+        final=final,
+        numbers=numbers_of(rows, final),
         machine=head.get("machine", {}),
         commit=head.get("commit", ""),
         label=json.loads(label.read_text())["label"] if label.exists() else "",
@@ -192,9 +198,50 @@ def final_of(folder: Path, curve: list) -> dict | None:
     return max(found, key=lambda record: record["eval/episodes"], default=None)
 
 
+def numbers_of(rows: list[dict], final: dict | None) -> dict[str, float]:
+    """What a log tells beside scores, by name.
+
+    updates_per_s, steps_per_s: medians. What the last evaluation counted, such as landed, crash, action_0 (shares);
+    task1, ...: success in each task, percent. Of an agent that trains online: readings of "average reward" that papers
+    use without saying which: train_final, the last smoothed return of a training episode; train_mean, their mean from
+    the first update on; train_last_10pct, in the last tenth of the steps; train_raw_last_10pct, not smoothed; td_final
+    and td_uniform_final, the last smoothed TD losses (of drawn, of uniform transitions). Smoothed as TensorBoard's 0.9.
+    """
+    found = {}
+    for name in ("updates_per_s", "steps_per_s"):
+        values = [row[name] for row in rows if row.get(name)]
+        found |= {name: float(np.median(values))} if values else {}
+    evaluated = final or next((row for row in reversed(rows) if "eval/return_mean" in row), {})
+    usual = ("score", "return", "episodes")
+    for name, value in evaluated.items():
+        name = name.removeprefix("eval/") if name.startswith("eval/") else ""
+        if name and not name.startswith(usual):
+            found[name] = value
+    found |= {task: 100 * float(np.mean(arrived)) for task, arrived in evaluated.get("tasks", {}).items()}
+    episodes = [(row["env_step"], row["episode/return"]) for row in rows if "episode/return" in row]
+    if episodes:
+        steps, returns = map(np.array, zip(*episodes))
+        smooth = np.array(smoothed(list(returns)))
+        learning = steps >= rows[0]["config"].get("learn_start", 0)
+        late = steps >= 0.9 * rows[0]["config"]["env_steps"]
+        found["train_final"] = float(smooth[-1])
+        readings = {
+            "train_mean": smooth[learning],
+            "train_last_10pct": smooth[late],
+            "train_raw_last_10pct": returns[late],
+        }
+        found |= {name: float(values.mean()) for name, values in readings.items() if len(values)}
+    for name, key in (("td_final", "loss/td"), ("td_uniform_final", "loss/td_uniform")):
+        losses = [row[key] for row in rows if key in row]
+        found |= {name: float(smoothed(losses)[-1])} if losses else {}
+    return found
+
+
 def thinned(points: list) -> list:
-    step = max(1, len(points) // POINTS)
-    return [*points[:-1:step], points[-1]]
+    """At most about `POINTS`, each the mean of as many, at the step of the last of them."""
+    size = -(-len(points) // POINTS)
+    bins = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(some[-1][0], float(f"{np.mean([y for _, y in some]):.5g}")) for some in bins]
 
 
 # -- which of them can be compared -----------------------------------------------------------------
@@ -252,7 +299,7 @@ def set_apart(runs: list[Run]) -> list[Run]:
         column: Counter(run.budget for run in runs if run.column == column and run.curve).most_common(1)
         for column in {run.column for run in runs}
     }
-    versions = Counter(version_of(run) for run in runs).most_common(1)[0][0]
+    versions = dict(Counter(version_of(run) for run in runs).most_common(1)[0][0])
     found, seen = [], {}
     for run in sorted(runs, key=lambda run: run.folder.name, reverse=True):  # the newest first: names end in the time
         unit = run.unit.replace("_", " ") + "s"
@@ -265,10 +312,8 @@ def set_apart(runs: list[Run]) -> list[Run]:
             why = f"unfinished: {run.curve[-1][0]:,} of {run.budget:,} {unit}"
         elif run.budget != usual[run.column][0][0]:
             why = f"another budget: {run.budget:,} {unit}, others on these data have {usual[run.column][0][0]:,}"
-        elif version_of(run) != versions:
-            names = dict(versions)
-            differ = [f"{k} {v} (others {names.get(k)})" for k, v in version_of(run) if names.get(k) != v]
-            why = f"other versions: {', '.join(differ) or 'unknown'}"
+        elif differ := other_versions(run, versions):
+            why = f"other versions: {', '.join(differ)}"
         elif key in seen:
             why = f"the same settings and seed as {seen[key]}"
         else:
@@ -279,3 +324,9 @@ def set_apart(runs: list[Run]) -> list[Run]:
 
 def version_of(run: Run) -> tuple:
     return tuple(sorted((k, v) for k, v in run.versions.items() if k != "python"))
+
+
+def other_versions(run: Run, usual: dict) -> list[str]:
+    """The packages that are of another version than usual; one that either side does not name tells nothing."""
+    differ = [f"{k} {v} (others {usual[k]})" for k, v in version_of(run) if usual.get(k, v) != v]
+    return differ if run.versions or not usual else ["unknown"]

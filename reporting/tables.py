@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,38 +119,66 @@ def overview(results: Results, kind: str) -> Table:
     return Table(f"{kind}s", [kind, *columns], rows, frozenset(strong), tuple(notes))
 
 
-def details(results: Results) -> Table:
-    """One line for each agent on each data set."""
+def minutes_to_most(run: Run, share: float = 0.9) -> float:
+    """Training time until an evaluation first had this share of the last checkpoint's score."""
+    steps = [step for step, score in run.curve if score >= share * run.last]
+    return run.seconds / 60 * (steps[0] / run.budget if steps else 1.0)
+
+
+def late(run: Run) -> float:
+    return float(np.mean([score for _, score in run.curve[-5:]]))
+
+
+def counts(values) -> str:
+    return "/".join(str(n) for n in sorted(set(values)))
+
+
+DETAILS: dict[str, Callable[[list[Run]], str]] = {  # name -> cell, from the runs of an agent on a data set
+    "score": lambda runs: runs[0].score_name,
+    "last checkpoint": lambda runs: mean_std(each(runs, lambda run: run.last)),
+    "by seed": lambda runs: ", ".join(f"{run.last:.1f}" for run in runs),
+    "95 % interval": lambda runs: interval(statistics.mean_interval(each(runs, lambda run: run.last))),
+    "mean of last 5": lambda runs: mean_std(each(runs, late)),
+    "best evaluation (optimistic)": lambda runs: (
+        f"{mean_std(each(runs, lambda run: run.best))} of {counts(len(run.curve) for run in runs)}"
+    ),
+    "episodes": lambda runs: counts(run.episodes for run in runs),
+    "budget": lambda runs: f"{runs[0].budget:,} {runs[0].unit}s",
+    "minutes": lambda runs: f"{each(runs, lambda run: run.seconds).mean() / 60:.1f}",
+    "minutes to 90 %": lambda runs: f"{np.median(each(runs, minutes_to_most)):.1f}",
+}
+USUAL = [name for name in DETAILS if name != "by seed"]
+
+
+def each(runs: list[Run], kind: Callable[[Run], float]) -> np.ndarray:
+    return np.array([kind(run) for run in runs])
+
+
+def number(runs: list[Run], name: str) -> str:
+    """Mean ± standard deviation of one of the runs' `numbers`."""
+    values = np.array([run.numbers[name] for run in runs if name in run.numbers])
+    if not len(values):
+        return ""
+    digits = 1 if abs(values.mean()) >= 2 else 3
+    return f"{values.mean():.{digits}f}" + (f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else "")
+
+
+def details(results: Results, columns: Sequence[str] = ()) -> Table:
+    """One line for each agent on each data set. columns: of `DETAILS`, or of the runs' `numbers`; none: the usual.
+
+    ValueError for a column that is none of them.
+    """
+    columns, known = list(columns) or USUAL, {name for run in results.runs for name in run.numbers}
+    for name in columns:
+        if name not in DETAILS and name not in known:
+            raise ValueError(f"there is no column {name}; there are: {', '.join([*DETAILS, *sorted(known)])}")
     rows = []
     for label in results.labels:
-        for column in results.columns:
-            runs = results.of(label, column)
-            if runs:
-                last = results.scores(label, column)
-                best = results.scores(label, column, lambda run: run.best)
-                late = results.scores(label, column, lambda run: float(np.mean([s for _, s in run.curve[-5:]])))
-                count = "/".join(str(n) for n in sorted({len(run.curve) for run in runs}))
-                minutes = np.mean([run.seconds for run in runs]) / 60
-                episodes = "/".join(str(n) for n in sorted({run.episodes for run in runs}))
-                cells = [label, column, runs[0].score_name, mean_std(last), interval(statistics.mean_interval(last))]
-                cells += [
-                    mean_std(late),
-                    f"{mean_std(best)} of {count}",
-                    episodes,
-                    f"{runs[0].budget:,} {runs[0].unit}s",
-                ]
-                rows.append([*cells, f"{minutes:.1f}"])
-    head = [
-        "agent",
-        "data",
-        "score",
-        "last checkpoint",
-        "95 % interval",
-        "mean of last 5",
-        "best evaluation (optimistic)",
-    ]
-    head += ["episodes", "budget", "minutes"]
-    return Table("Each agent on each data set", head, rows)
+        for data in results.columns:
+            if runs := results.of(label, data):
+                cells = [DETAILS[name](runs) if name in DETAILS else number(runs, name) for name in columns]
+                rows.append([label, data, *cells])
+    return Table("Each agent on each data set", ["agent", "data", *columns], rows)
 
 
 def aggregates(results: Results, kind: str, resamples: int = statistics.RESAMPLES) -> Table | None:

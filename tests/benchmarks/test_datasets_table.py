@@ -45,7 +45,7 @@ def test_the_page_repeats_the_json(tool, tmp_path):
     text = tool.section({**MACHINE, "sets": {}, "not_made": []})
     tool.put_into_page(tool.COMMAND, text, page)
     assert page.read_text() == f"above\n{markers[0]}\n{text}\n{markers[1]}\nbelow\n"
-    with pytest.raises(SystemExit, match="has no lines"):
+    with pytest.raises(ValueError, match="has no lines"):
         page.write_text("no markers")
         tool.put_into_page(tool.COMMAND, text, page)
     path = ROOT / "benchmarks" / "datasets.json"
