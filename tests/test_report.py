@@ -387,3 +387,76 @@ def test_a_damaged_kept_run_is_named(tmp_path, capsys):
         with pytest.raises(SystemExit):
             report.main([str(tmp_path), "--out", str(tmp_path / "page")])
         assert "a.run.json is no kept run" in capsys.readouterr().err
+
+
+# -- pages, columns, single numbers ----------------------------------------------------------------
+
+
+def test_tables_and_figures_are_written_between_a_pages_markers(study, tmp_path, capsys):
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    argv = [str(study), "--into", str(page), "--columns", "by seed", "updates_per_s"]
+    page.write_text("above\n")
+    with pytest.raises(SystemExit):
+        report.main(argv)
+    wanted = capsys.readouterr().err
+    assert "has no lines" in wanted and page.read_text() == "above\n"
+    first, last = re.findall(r"<!-- .*? -->", wanted)
+    page.write_text(f"above\n{first}\nold\n{last}\nbelow\n")
+    for _ in range(2):  # again: the same
+        report.main(argv)
+        text = page.read_text()
+        assert text.startswith(f"above\n{first}\n") and text.endswith(f"{last}\nbelow\n") and "\nold\n" not in text
+    assert "| agent | data | by seed | updates_per_s |" in text and "| bamba | 8" in text
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert len(pictures) == 2 and all((page.parent / name).read_text().startswith("<svg") for name in pictures)
+    with pytest.raises(SystemExit):
+        report.main([str(study), "--into", str(tmp_path / "none.md")])
+    assert "there is no such page" in capsys.readouterr().err
+
+
+def test_an_unknown_column_lists_the_known(study):
+    with pytest.raises(ValueError, match="no column colour; there are: score, .*minutes to 90 %.*updates_per_s"):
+        tables.details(tables.Results(read_runs([str(study)])), ["colour"])
+
+
+def test_minutes_to_most_of_the_score(tmp_path):
+    make_run(tmp_path, (10.0, 19.0, 20.0))  # 0.1 minutes in all; 18 is first passed after two of three thirds
+    (run,) = read_runs([str(tmp_path)])
+    assert tables.minutes_to_most(run) == pytest.approx(0.1 * 2 / 3)
+
+
+def online_run(folder):
+    """An agent that learned online: one hundred steps, three training episodes."""
+    config = {"agent": "dqn", "seed": 3, "env_steps": 100, "learn_start": 50, "num_eval_episodes": 5}
+    head = {"env_step": 0, "seconds": 0.0, "config": config, "data": {"name": "Lander", "source": "online"}}
+    rows = [head | {"versions": VERSIONS, "score_name": "return"}]
+    rows += [{"env_step": step, "seconds": step / 10, "episode/return": y} for step, y in ((20, 10.0), (60, 20.0))]
+    rows += [{"env_step": 80, "seconds": 8.0, "loss/td": 2.0, "loss/td_uniform": 4.0, "updates_per_s": 7.0}]
+    rows += [{"env_step": 95, "seconds": 9.0, "episode/return": 0.0}]
+    rows += [{"env_step": 100, "seconds": 9.5, "eval/return_mean": 42.0, "eval/episodes": 5, "eval/landed": 0.6}]
+    place = folder / "Lander-dqn-s3-20260101-000000"
+    place.mkdir(parents=True)
+    (place / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_every_reading_of_an_online_log(tmp_path):
+    online_run(tmp_path / "runs")
+    (run,) = read_runs([str(tmp_path / "runs")])
+    found = run.numbers  # smoothed and corrected for its start: 10, 15.263, 9.631
+    assert found["train_final"] == found["train_last_10pct"] == pytest.approx(9.6310, abs=1e-4)
+    assert found["train_mean"] == pytest.approx((15.2632 + 9.6310) / 2, abs=1e-4)  # from the first update on
+    assert found["train_raw_last_10pct"] == 0.0 and found["landed"] == 0.6 and run.last == 42.0
+    assert (found["td_final"], found["td_uniform_final"], found["updates_per_s"]) == (2.0, 4.0, 7.0)
+    report.main([str(tmp_path / "runs"), "--keep", str(tmp_path / "kept")])
+    (kept,) = read_runs([str(tmp_path / "kept")])
+    assert kept.numbers == found and set(kept.metrics) == {"episode/return", "loss/td"}
+    names = [column for column, _ in charts.all_curves(tables.Results([kept]))]
+    assert names == ["Lander", "Lander"]  # evaluations, and training episodes
+
+
+def test_a_version_that_one_run_does_not_name_tells_nothing(tmp_path):
+    for seed, versions in enumerate(({"torch": "2.9.0"}, {"torch": "2.9.0"}, VERSIONS, {"torch": "2.8.0"}, {})):
+        make_run(tmp_path, seed=seed, versions=versions)
+    said = {run.seed: run.apart for run in read_runs([str(tmp_path)])}
+    assert said == {0: "", 1: "", 2: "", 3: "other versions: torch 2.8.0 (others 2.9.0)", 4: "other versions: unknown"}
