@@ -407,7 +407,7 @@ def test_tables_and_figures_are_written_between_a_pages_markers(study, tmp_path,
         report.main(argv)
         text = page.read_text()
         assert text.startswith(f"above\n{first}\n") and text.endswith(f"{last}\nbelow\n") and "\nold\n" not in text
-    assert "| agent | data | by seed | updates_per_s |" in text and "| bamba | 8" in text
+    assert "| agent | data | by seed | updates_per_s |" in text and "| bamba | hopper-medium-local | 8" in text
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert len(pictures) == 2 and all((page.parent / name).read_text().startswith("<svg") for name in pictures)
     with pytest.raises(SystemExit):
