@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import utils
-from common import files, logger, statistics
+from common import logger, statistics
 from common.packages import optional
 from reporting import charts, records, tables
 from reporting.runs import ASIDE, Run, read_runs
@@ -201,7 +201,7 @@ def write_into(page: Path, runs: list[Run], name: str, columns: Sequence[str], c
     found += filter(None, [tables.details(results, columns), tables.apart(results)])
     parts, drawn = [table.markdown() for table in found], figures(results)
     parts += [f"![{stem.replace('_', ' ')}](figures/{name}_{stem}.svg)" for stem in drawn]
-    files.put_into_page(command, "\n".join(parts), page)
+    logger.put_into_page(command, "\n".join(parts), page)
     folder.mkdir(exist_ok=True)
     for stem, text in drawn.items():
         with logger.atomic_write(folder / f"{name}_{stem}.svg") as part:

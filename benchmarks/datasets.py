@@ -19,7 +19,7 @@ from pathlib import Path
 from harness import ROOT, facts, write
 
 from common.device import commit
-from common.files import put_into_page
+from common.logger import put_into_page
 from common.parallel import cores
 from d4rl_utils import read_hdf5
 from d4rl_utils.generate import behavior_policy as behaviour

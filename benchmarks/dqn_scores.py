@@ -36,7 +36,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from common import logger
-from common.files import put_into_page
+from common.logger import put_into_page
 from common.plotting import smoothed
 from config import parse
 from gym_utils import ACTIONS, BASELINE_RETURNS

@@ -17,8 +17,8 @@ from harness import CLOCKS, ROOT, median_seconds, timing_parser, write
 
 import export
 from common.checkpoint import agent_of
-from common.files import put_into_page
 from common.interface import EnvSpec
+from common.logger import put_into_page
 from config import parse
 
 HOPPER = EnvSpec(state=11, action=3, low=(-1.0,) * 3, high=(1.0,) * 3)

@@ -32,7 +32,7 @@ from scores import evaluate, train
 
 import utils
 from common import evaluation, logger
-from common.files import put_into_page
+from common.logger import put_into_page
 from ogbench_utils import TASKS, make_task
 
 COMMON = ["--preset", "small", "--threads", "1", "--no_tensorboard", "--device", "cpu", "--compile"]

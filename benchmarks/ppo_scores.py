@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from scores import evaluate, train
 
 from common import logger
-from common.files import put_into_page, sha256_of
+from common.files import sha256_of
+from common.logger import put_into_page
 
 FROM = ["--init", "{init}", "--dataset", "{file}"]
 ROWS = {  # name -> flags of its own, seeds

@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 
 import utils
 from common import logger
-from common.files import put_into_page
+from common.logger import put_into_page
 
 
 class Experiment(NamedTuple):

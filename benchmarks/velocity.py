@@ -14,7 +14,7 @@ import torch
 from harness import ROOT, SMALL_SIZES, write
 from torch import Tensor, nn
 
-from common.files import put_into_page
+from common.logger import put_into_page
 from config import parse
 from d4rl_utils import read_hdf5
 from d4rl_utils.observe import POSITIONS

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.logger import atomic_write
-
 
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
@@ -28,17 +26,6 @@ def file_lock(target: Path) -> Iterator[None]:
     with open(lock, "w") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         yield
-
-
-def put_into_page(command: str, text: str, page: Path) -> None:
-    """Replace what stands between a command's markers in a Markdown page. ValueError if they are not there."""
-    first, last = f"<!-- {command} writes from here -->", "<!-- to here -->"
-    before, begin, rest = page.read_text().partition(first)
-    _, end, after = rest.partition(last)
-    if not (begin and end):
-        raise ValueError(f"{page} has no lines '{first}' and '{last}' to write between")
-    with atomic_write(page) as part:
-        part.write_text(f"{before}{first}\n{text}\n{last}{after}")
 
 
 def check_file_path(flag: str, path: str) -> None:

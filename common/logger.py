@@ -23,6 +23,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def put_into_page(command: str, text: str, page: Path) -> None:
+    """Replace what stands between a command's markers in a Markdown page. ValueError if they are not there."""
+    first, last = f"<!-- {command} writes from here -->", "<!-- to here -->"
+    before, begin, rest = page.read_text().partition(first)
+    _, end, after = rest.partition(last)
+    if not (begin and end):
+        raise ValueError(f"{page} has no lines '{first}' and '{last}' to write between")
+    with atomic_write(page) as part:
+        part.write_text(f"{before}{first}\n{text}\n{last}{after}")
+
+
 def keep_previous(path: Path) -> None:
     """What stands at `path`, if anything, stays as NAME.prev.SUFFIX when `path` is written anew."""
     if not path.exists():
