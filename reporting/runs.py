@@ -143,7 +143,7 @@ def read_kept(path: Path) -> Run:
     try:
         record = json.loads(path.read_text())
         curve = [tuple(point) for point in record.pop("curve")]
-        return Run(folder=path, **record, curve=curve)
+        return Run(folder=path, **({"metrics": {}} | record), curve=curve)  # offline agents' curves are not kept
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no kept run ({error}): mend or move it") from error
 

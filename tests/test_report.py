@@ -12,6 +12,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -387,6 +388,12 @@ def test_a_damaged_kept_run_is_named(tmp_path, capsys):
         with pytest.raises(SystemExit):
             report.main([str(tmp_path), "--out", str(tmp_path / "page")])
         assert "a.run.json is no kept run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("study", sorted((ROOT / "benchmarks" / "results").iterdir()), ids=lambda path: path.name)
+def test_the_runs_that_are_kept_here_can_be_reported(study):
+    results = tables.Results(read_runs([str(study)]))
+    assert len(results.runs) == len(list(study.iterdir())) and not results.apart
 
 
 # -- pages, columns, single numbers ----------------------------------------------------------------
