@@ -64,7 +64,7 @@ def page(runs: list[Run], title: str, columns: Sequence[str] = (), refresh: int 
             scores=[tables.overview(results, kind) for kind in results.kinds],
             summaries=summaries,
             summary_charts=summary_charts,
-            curve_charts=[(column, keep(chart)) for column, chart in charts.all_curves(results)],
+            curve_charts=[(column, keep(chart)) for column, _, chart in charts.all_curves(results)],
             detail=tables.details(results, columns),
             apart=tables.apart(results),
             runs=[facts(run, usual) for run in runs],
@@ -185,9 +185,8 @@ def write_report(runs: list[Run], out: Path, title: str, columns: Sequence[str] 
 def figures(results: tables.Results) -> dict[str, str]:
     """Curves as SVG, by a name that can be a file's."""
     found = {}
-    for column, chart in charts.all_curves(results):
-        stem = "".join(c if c.isalnum() or c in "-+." else "_" for c in f"curves_{column}")
-        found[f"{stem}_training" if stem in found else stem] = charts.svg(chart)
+    for _, name, chart in charts.all_curves(results):
+        found["".join(c if c.isalnum() or c in "-+." else "_" for c in name)] = charts.svg(chart)
     return found
 
 

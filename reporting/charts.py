@@ -107,13 +107,13 @@ def curves(results: Results, column: str, training: bool = False) -> dict:
     return base(labels, values, column, layers)
 
 
-def all_curves(results: Results) -> list[tuple[str, dict]]:
-    """(column, chart) of every data set, and of the training where agents learned online."""
+def all_curves(results: Results) -> list[tuple[str, str, dict]]:
+    """(column, name of its own, chart) of every data set, and of the training where agents learned online."""
     found = []
     for column in results.columns:
-        found.append((column, curves(results, column)))
+        found.append((column, f"curves_{column}", curves(results, column)))
         if any(RETURNS in run.metrics for run in results.runs if run.column == column):
-            found.append((column, curves(results, column, training=True)))
+            found.append((column, f"training_{column}", curves(results, column, training=True)))
     return found
 
 

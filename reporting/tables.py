@@ -119,10 +119,16 @@ def overview(results: Results, kind: str) -> Table:
     return Table(f"{kind}s", [kind, *columns], rows, frozenset(strong), tuple(notes))
 
 
-def minutes_to_most(run: Run, share: float = 0.9) -> float:
-    """Training time until an evaluation first had this share of the last checkpoint's score."""
-    steps = [step for step, score in run.curve if score >= share * run.last]
-    return run.seconds / 60 * (steps[0] / run.budget if steps else 1.0)
+def minutes_to_most(runs: list[Run], share: float = 0.9) -> str:
+    """Median time, evaluations included, until one first had this share of the last checkpoint's score; nothing where
+    a score is not above 0, of which a share says nothing."""
+    if min(run.last for run in runs) <= 0:
+        return ""
+    minutes = []
+    for run in runs:
+        first = next((step for step, score in run.curve if score >= share * run.last), run.budget)
+        minutes.append(run.seconds / 60 * first / run.budget)
+    return f"{np.median(minutes):.1f}"
 
 
 def late(run: Run) -> float:
@@ -145,7 +151,7 @@ DETAILS: dict[str, Callable[[list[Run]], str]] = {  # name -> cell, from the run
     "episodes": lambda runs: counts(run.episodes for run in runs),
     "budget": lambda runs: f"{runs[0].budget:,} {runs[0].unit}s",
     "minutes": lambda runs: f"{each(runs, lambda run: run.seconds).mean() / 60:.1f}",
-    "minutes to 90 %": lambda runs: f"{np.median(each(runs, minutes_to_most)):.1f}",
+    "minutes to 90 %": minutes_to_most,
 }
 USUAL = [name for name in DETAILS if name != "by seed"]
 

@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -428,9 +429,11 @@ def test_an_unknown_column_lists_the_known(study):
 
 
 def test_minutes_to_most_of_the_score(tmp_path):
-    make_run(tmp_path, (10.0, 19.0, 20.0))  # 0.1 minutes in all; 18 is first passed after two of three thirds
+    make_run(tmp_path, (10.0, 190.0, 200.0))  # six seconds in all; 180 is first passed after two thirds of them
     (run,) = read_runs([str(tmp_path)])
-    assert tables.minutes_to_most(run) == pytest.approx(0.1 * 2 / 3)
+    assert tables.minutes_to_most([replace(run, seconds=360.0)]) == "4.0"
+    below = replace(run, curve=[(10, -50.0), (30, -20.0)])  # returns can be: -18 is no share of -20
+    assert tables.minutes_to_most([run, below]) == ""
 
 
 def online_run(folder):
@@ -458,8 +461,8 @@ def test_every_reading_of_an_online_log(tmp_path):
     report.main([str(tmp_path / "runs"), "--keep", str(tmp_path / "kept")])
     (kept,) = read_runs([str(tmp_path / "kept")])
     assert kept.numbers == found and set(kept.metrics) == {"episode/return", "loss/td"}
-    names = [column for column, _ in charts.all_curves(tables.Results([kept]))]
-    assert names == ["Lander", "Lander"]  # evaluations, and training episodes
+    names = [name for _, name, _ in charts.all_curves(tables.Results([kept]))]
+    assert names == ["curves_Lander", "training_Lander"]
 
 
 def test_a_version_that_one_run_does_not_name_tells_nothing(tmp_path):
