@@ -196,8 +196,9 @@ def write_into(page: Path, runs: list[Run], name: str, columns: Sequence[str], c
     ValueError if the page has no such markers.
     """
     results, folder = comparable(runs), page.parent / "figures"
-    found = [tables.overview(results, kind) for kind in results.kinds if len(results.complete(kind)[0]) > 1]
-    found += filter(None, [tables.details(results, columns), tables.apart(results)])
+    several = [kind for kind in results.kinds if len(results.complete(kind)[0]) > 1]
+    found = [make(results, kind) for kind in several for make in (tables.overview, tables.aggregates)]
+    found = list(filter(None, [*found, tables.details(results, columns), tables.apart(results)]))
     parts, drawn = [table.markdown() for table in found], figures(results)
     parts += [f"![{stem.replace('_', ' ')}](figures/{name}_{stem}.svg)" for stem in drawn]
     logger.put_into_page(command, "\n".join(parts), page)

@@ -38,23 +38,13 @@ def facts() -> dict:
     }
 
 
-def write(name: str, result: dict, indent: int | None = 1) -> Path:
+def write(name: str, result: dict) -> Path:
     """benchmarks/<name>.json, whole or not at all."""
     path = ROOT / "benchmarks" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     with logger.atomic_write(path) as part:
-        part.write_text(json.dumps(facts() | result, indent=indent) + "\n")
+        part.write_text(json.dumps(facts() | result, indent=1) + "\n")
     return path
-
-
-def keep(table: str, run: str, result: dict) -> Path:
-    """benchmarks/<table>/<run>.json: a table of long trainings grows run by run. To measure one again, delete it."""
-    return write(f"{table}/{run}", result, indent=None)
-
-
-def kept(table: str) -> dict[str, dict]:
-    """The finished runs of a table, by name, as `keep` left them, today or on another machine."""
-    return {p.stem: json.loads(p.read_text()) for p in sorted((ROOT / "benchmarks" / table).glob("*.json"))}
 
 
 # Bamba's sizes and schemes that benchmarks compare: flags of trainer.py.

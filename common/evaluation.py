@@ -248,7 +248,7 @@ def baseline_lines(returns: dict[str, float] | None) -> list[tuple[str, str]]:
 
 def headline(row: dict[str, float]) -> float:
     """The one number of an evaluation's row: its score, or the mean return where there is no reference."""
-    return row.get("eval/score", row["eval/return_mean"])
+    return row["eval/score"] if "eval/score" in row else row["eval/return_mean"]
 
 
 def headline_name(env: EvalEnv, source: str) -> str:

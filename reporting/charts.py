@@ -38,6 +38,8 @@ def layer(data: str, mark: dict, encoding: dict, **more) -> dict:
 
 RETURNS = "episode/return"  # of an online agent's training
 GRID = 60  # points of a curve that runs have at different steps
+BANDS = 6
+HIDDEN = {"type": "point", "filled": True, "size": 45, "opacity": 0}  # is there for the mouse alone
 
 
 def on_one_grid(lines: list[list[tuple[int, float]]]) -> list[list[tuple[int, float]]]:
@@ -52,6 +54,8 @@ def on_one_grid(lines: list[list[tuple[int, float]]]) -> list[list[tuple[int, fl
 
 def curves(results: Results, column: str, training: bool = False) -> dict:
     """Evaluations against training: seeds thin, their mean bold, a 95 % band where there are three seeds or more.
+
+    More than `BANDS` agents have none: their bands would hide each other.
 
     training: the returns of an online agent's training episodes instead.
     """
@@ -84,8 +88,8 @@ def curves(results: Results, column: str, training: bool = False) -> dict:
         {"field": "seeds"},
     ]
     band = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour(labels)}
-    layers = [
-        layer("means", {"type": "area", "opacity": 0.15}, band),
+    layers = [layer("means", {"type": "area", "opacity": 0.15}, band)] if len(labels) <= BANDS else []
+    layers += [
         layer(
             "seeds",
             {"type": "line", "opacity": 0.4, "strokeWidth": 0.8},
@@ -94,7 +98,7 @@ def curves(results: Results, column: str, training: bool = False) -> dict:
         layer("means", {"type": "line", "strokeWidth": 2.5}, {"x": x, "y": y, "color": colour(labels)}),
         layer(
             "means",
-            {"type": "point", "filled": True, "size": 45},
+            HIDDEN if training else {**HIDDEN, "opacity": 1},
             {"x": x, "y": y, "color": colour(labels), "tooltip": tooltip},
         ),
     ]
@@ -111,8 +115,11 @@ def all_curves(results: Results) -> list[tuple[str, str, dict]]:
     """(column, name of its own, chart) of every data set, and of the training where agents learned online."""
     found = []
     for column in results.columns:
-        found.append((column, f"curves_{column}", curves(results, column)))
-        if any(RETURNS in run.metrics for run in results.runs if run.column == column):
+        runs = [run for run in results.runs if run.column == column]
+        trained = any(RETURNS in run.metrics for run in runs)
+        if not trained or any(len(run.curve) > 1 for run in runs):  # one evaluation at the end is no curve
+            found.append((column, f"curves_{column}", curves(results, column)))
+        if trained:
             found.append((column, f"training_{column}", curves(results, column, training=True)))
     return found
 
@@ -184,6 +191,7 @@ def metrics(run) -> dict[str, list]:
 
 def svg(spec: dict) -> str:
     """The drawn chart. ValueError if the package that draws is missing."""
+    spec = {**spec, "layer": [part for part in spec["layer"] if part["mark"] != HIDDEN]}
     return renderer().vegalite_to_svg(spec, vl_version="5.20")
 
 

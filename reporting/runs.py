@@ -256,15 +256,17 @@ def read_runs(places: Iterable[str]) -> list[Run]:
 
 
 def with_columns(runs: list[Run]) -> list[Run]:
-    """A column is one data set: by its name, and by its bytes where one name stands for several."""
-    sums: dict[str, set] = {}
+    """A column is one data set: by its name, and by its bytes and kind of score where one name stands for several."""
+    sums, kinds = {}, {}
     for run in runs:
         sums.setdefault(run.data["name"], set()).add(run.data.get("sha256"))
+        kinds.setdefault(run.data["name"], set()).add(run.score_name)
     found = []
     for run in runs:
         name = run.data["name"]
-        many = len(sums[name]) > 1
-        found.append(replace(run, column=f"{name} ({str(run.data.get('sha256'))[:8]})" if many else name))
+        more = [str(run.data.get("sha256"))[:8]] if len(sums[name]) > 1 else []
+        more += [run.score_name] if len(kinds[name]) > 1 else []
+        found.append(replace(run, column=f"{name} ({', '.join(more)})" if more else name))
     return found
 
 

@@ -148,12 +148,15 @@ DETAILS: dict[str, Callable[[list[Run]], str]] = {  # name -> cell, from the run
     "best evaluation (optimistic)": lambda runs: (
         f"{mean_std(each(runs, lambda run: run.best))} of {counts(len(run.curve) for run in runs)}"
     ),
+    "first evaluation": lambda runs: mean_std(each(runs, lambda run: run.curve[0][1])),
+    "lowest evaluation": lambda runs: mean_std(each(runs, lambda run: min(score for _, score in run.curve))),
+    "mean of all": lambda runs: mean_std(each(runs, lambda run: np.mean([score for _, score in run.curve]))),
     "episodes": lambda runs: counts(run.episodes for run in runs),
     "budget": lambda runs: f"{runs[0].budget:,} {runs[0].unit}s",
     "minutes": lambda runs: f"{each(runs, lambda run: run.seconds).mean() / 60:.1f}",
     "minutes to 90 %": minutes_to_most,
 }
-USUAL = [name for name in DETAILS if name != "by seed"]
+USUAL = [name for name in DETAILS if name not in ("by seed", "first evaluation", "lowest evaluation", "mean of all")]
 
 
 def each(runs: list[Run], kind: Callable[[Run], float]) -> np.ndarray:

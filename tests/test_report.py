@@ -145,6 +145,13 @@ def test_kinds_of_scores_and_bytes_are_never_mixed(tmp_path):
     assert "hopper-medium-v2" not in tables.overview(results, "local score").head
 
 
+def test_one_environment_with_two_kinds_of_score_is_two_columns(tmp_path):
+    make_run(tmp_path, data="hopper v4", source="online", sha256=None, score_name="online score")
+    make_run(tmp_path, data="hopper v4", source="online", sha256=None, score_name="custom score", agent="dt")
+    results = tables.Results(read_runs([str(tmp_path)]))
+    assert results.columns == ["hopper v4 (custom score)", "hopper v4 (online score)"] and len(results.kinds) == 2
+
+
 def test_agents_are_called_by_what_is_unusual_in_them(tmp_path):
     for seed in (0, 1):
         make_run(tmp_path, seed=seed, device="cpu")
@@ -428,6 +435,23 @@ def test_an_unknown_column_lists_the_known(study):
         tables.details(tables.Results(read_runs([str(study)])), ["colour"])
 
 
+def test_columns_of_a_curve(study):
+    names = ["first evaluation", "lowest evaluation", "mean of all"]
+    row = next(row for row in tables.details(tables.Results(read_runs([str(study)])), names).rows if row[0] == "dm")
+    first, lowest, mean = (float(cell.split()[0]) for cell in row[2:])
+    assert first == lowest < 35 and mean == pytest.approx(first + 15, abs=0.2)  # last - 20, last + 5, last
+
+
+def test_bands_stand_where_they_do_not_hide_each_other(tmp_path):
+    for agent in range(charts.BANDS + 1):
+        make_run(tmp_path, gamma=0.9 + agent / 100)
+        results = tables.Results(read_runs([str(tmp_path)]))
+        chart = charts.curves(results, results.columns[0])
+        areas = [layer for layer in chart["layer"] if layer["mark"]["type"] == "area"]
+        assert len(areas) == (len(results.labels) <= charts.BANDS)
+    assert len(results.labels) == charts.BANDS + 1
+
+
 def test_minutes_to_most_of_the_score(tmp_path):
     make_run(tmp_path, (10.0, 190.0, 200.0))  # six seconds in all; 180 is first passed after two thirds of them
     (run,) = read_runs([str(tmp_path)])
@@ -461,7 +485,11 @@ def test_every_reading_of_an_online_log(tmp_path):
     report.main([str(tmp_path / "runs"), "--keep", str(tmp_path / "kept")])
     (kept,) = read_runs([str(tmp_path / "kept")])
     assert kept.numbers == found and set(kept.metrics) == {"episode/return", "loss/td"}
-    names = [name for _, name, _ in charts.all_curves(tables.Results([kept]))]
+    ((_, name, chart),) = charts.all_curves(tables.Results([kept]))  # one evaluation at the end is no curve
+    assert name == "training_Lander" and charts.HIDDEN in [layer["mark"] for layer in chart["layer"]]
+    assert 'opacity="0"' not in charts.svg(chart)  # what is there for the mouse is not drawn
+    twice = replace(kept, curve=[(50, 1.0), *kept.curve])
+    names = [name for _, name, _ in charts.all_curves(tables.Results([twice]))]
     assert names == ["curves_Lander", "training_Lander"]
 
 
