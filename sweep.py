@@ -39,7 +39,7 @@ from common.parallel import cores
 from sweeping import search, work
 from sweeping.executors import Resources, package_for, train_here, train_on_ray, train_on_slurm
 from sweeping.state import is_locked, is_over, state_of, table_of, take_lock
-from sweeping.study import Planned, expand, prepare, read_study, settle
+from sweeping.study import Planned, check, expand, prepare, read_study, settle
 from sweeping.work import Worker
 from trainer import catch_signals
 
@@ -77,7 +77,7 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, dict]:
         "--time", default="", help="of a SLURM job, H:MM:SS or minutes; a run that needs longer comes again"
     )
     parser.add_argument("--trials", type=int, default=0, help="search the file's ranges by that many trials of Optuna")
-    parser.add_argument("--metric", choices=search.METRICS, default="last_score", help="what a search maximises")
+    parser.add_argument("--metric", choices=search.METRICS, help="what a search maximises (default: last_score)")
     # the file is taken by hand: to argparse, an unknown flag's value would be it
     study = argv[0] if argv and not argv[0].startswith("-") else None
     args, rest = parser.parse_known_args(argv[bool(study) :])
@@ -116,7 +116,7 @@ def study_of(args: argparse.Namespace, flags: dict) -> dict:
     """The file's study, and before it what the command line says."""
     file = read_study(args.study) if args.study else {}
     study = {"name": "sweep", **file}
-    for key in ("name", "agents", "datasets", "seeds", "episodes"):
+    for key in ("name", "agents", "datasets", "seeds", "episodes", "metric"):
         if getattr(args, key) is not None:
             study[key] = getattr(args, key)
     known = file.get("agents")
@@ -164,6 +164,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if args.on != "here":
             package_for(args.on)
+        check([run for run in runs if not is_over(folder / run.name)], study)
         settle(runs, folder)
         return with_lock(folder, lambda: train(runs, folder, jobs, args))
 

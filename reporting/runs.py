@@ -160,11 +160,10 @@ def read_run(folder: Path) -> Run | None:
         return None
     head, unit = rows[0], "env_step" if "env_step" in rows[0] else "update"
     curve = [(row[unit], evaluation.headline(row)) for row in rows if "eval/return_mean" in row]
-    metrics: dict[str, list] = {}
-    for row in rows[1:]:
-        for name, value in row.items():
-            if "/" in name and not name.startswith("eval/") and isinstance(value, (int, float)):
-                metrics.setdefault(name, []).append((row[unit], value))
+    names = dict.fromkeys(name for row in rows[1:] for name in row if "/" in name and not name.startswith("eval/"))
+    metrics = {
+        name: [(row[unit], row[name]) for row in rows[1:] if isinstance(row.get(name), (int, float))] for name in names
+    }
     final = final_of(folder, curve)
     failed, label = folder.parent / "failed.json", folder.parent / "label.json"
     return Run(
@@ -175,7 +174,7 @@ def read_run(folder: Path) -> Run | None:
         score_name=head.get("score_name", "score"),
         unit=unit,
         curve=curve,
-        metrics={name: thinned(points) for name, points in metrics.items()},
+        metrics={name: thinned(points) for name, points in metrics.items() if points},
         seconds=max(row.get("seconds", 0.0) for row in rows),
         behavior=head.get("behavior_score"),
         final=final,
@@ -240,8 +239,10 @@ def numbers_of(rows: list[dict], final: dict | None) -> dict[str, float]:
 def thinned(points: list) -> list:
     """At most about `POINTS`, each the mean of as many, at the step of the last of them."""
     size = -(-len(points) // POINTS)
-    bins = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(some[-1][0], float(f"{np.mean([y for _, y in some]):.5g}")) for some in bins]
+    steps, values = zip(*points)
+    starts = np.arange(0, len(points), size)
+    means = np.add.reduceat(np.array(values, dtype=float), starts) / np.diff([*starts, len(points)])
+    return [(steps[min(i + size, len(points)) - 1], float(f"{y:.5g}")) for i, y in zip(starts, means)]
 
 
 # -- which of them can be compared -----------------------------------------------------------------

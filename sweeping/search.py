@@ -18,7 +18,7 @@ from common.parallel import cores
 from sweeping import work
 from sweeping.executors import visible_gpus
 from sweeping.state import state_of
-from sweeping.study import Planned, expand, prepare, settle
+from sweeping.study import Planned, check, expand, located, prepare, settle
 from sweeping.work import Worker
 from trainer import catch_signals
 
@@ -81,10 +81,14 @@ def runs_of(study: dict, values: dict) -> list[Planned]:
 def search(study: dict, folder: Path, args: argparse.Namespace) -> int:
     """Up to `args.trials` trials, `args.jobs` side by side. Returns the exit status."""
     optuna = optional("optuna", '"optuna>=4"', "--trials")
-    ranges, metric = ranges_of(study), METRICS[args.metric]
+    ranges, name = ranges_of(study), study.get("metric", "last_score")
+    if name not in METRICS:
+        raise ValueError(located(study, f"metric: {name} is none of {', '.join(METRICS)}", [str(name)]))
+    metric = METRICS[name]
     if twice := set(ranges) & (set(study.get("flags") or {}) | set(study.get("grid") or {})):
         raise ValueError(f"{', '.join(sorted(twice))} stands in search and is set, too: which is it?")
     first = {name: what[0][0] if kind == "choice" else what[0] for name, (kind, *what) in ranges.items()}
+    check(runs_of(study, first), study)
     prepare(runs_of(study, first))  # what a flag or a data set lacks is said before anything runs
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     states = optuna.trial.TrialState
@@ -153,7 +157,7 @@ def search(study: dict, folder: Path, args: argparse.Namespace) -> int:
         values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items())
         print(f"{trial.value:8.1f}  {', '.join(values)}")
     pruned = len(book.get_trials(states=(states.PRUNED,)))
-    print(f"{len(finished)} trials, {pruned} more cut short; highest {args.metric.replace('_', ' ')} first")
+    print(f"{len(finished)} trials, {pruned} more cut short; highest {name.replace('_', ' ')} first")
     if signals:
         print("stopped; the same command goes on")
         return 128 + signals[0]

@@ -131,6 +131,23 @@ def test_the_command_line_takes_some_of_the_files_agents_and_data(tmp_path):
     assert [run.flags["agent"] for run in other] == ["dm"]  # none of the file's, so one of trainer.py's
 
 
+def test_a_word_alone_is_a_list_of_one(tmp_path):
+    (run,) = sweep.expand(
+        sweep.read_study(file_of(tmp_path, "{agents: dt, datasets: hopper-medium, seeds: 3, flags: }"))
+    )
+    assert run.name == "dt-hopper-medium-s3"
+
+
+def test_what_a_search_maximises_stands_in_the_file_too(tmp_path, capsys):
+    pytest.importorskip("optuna")
+    path = file_of(tmp_path, "agents: bamba\nmetric: scoore\nsearch: {gamma: [0.9, 0.99]}")
+    with pytest.raises(SystemExit):
+        sweep.main([path, "--trials", "1", "--output_dir", str(tmp_path / "out")])
+    assert re.search("line 2: metric: scoore is none of last_score, mean_of_last_5", capsys.readouterr().err)
+    study = sweep.study_of(*sweep.arguments([path, "--metric", "best_score"]))
+    assert study["metric"] == "best_score"  # the command line goes before the file
+
+
 def test_a_seed_stands_in_what_a_run_goes_on_from(tmp_path):
     path = file_of(
         tmp_path, "{agents: [bamba], datasets: [hopper-medium], seeds: 3-4, flags: {dataset_dir: 'x-{seed}'}}"
@@ -146,16 +163,27 @@ def test_seeds(text, seeds):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("agents: [bamba\nseeds: 1", "line 2: this is no YAML"),
+        ("agents: [bamba\nseeds: 1", "line 2: this cannot be read as YAML"),
         ("agents: [bamba]\ndataset: [hopper-medium]", "line 2: dataset is none of agents, datasets"),
         ("- 1", "holds no settings"),
-        ("agents: [bambo]", "run bambo-s42: there is no agent bambo"),
-        ("flags: {learning_rte: 1}", "run bamba-s42: .*learning_rte"),
-        ("flags: {gamma: 2}", "run bamba-s42: gamma = 2.0 is out of range"),
-        ("flags: {gamma: 0.5}\ngrid: {gamma: [0.9]}", "gamma stands in flags and in grid"),
+        ("# bambo\nagents:\n- bamba\n- bambo", "study.yaml, line 4: run bambo-s42: there is no agent bambo"),
+        ("agents: {agents: {agent: bambo}}", "line 1: run agents-s42: there is no agent bambo"),
+        ("agents: {bamba: 3}", "line 1: bamba wants settings, or {}, and has 3"),
+        ("agents: [3]", "line 1: 3 is no name"),
+        ("agents: 3", "line 1: agents wants a list of names, or names with settings, and is 3"),
+        (
+            "datasets:\n- hopper-medium\n- hoper-medium",
+            "line 3: run bamba-hoper-medium-s42: .*Did you mean hopper-medium",
+        ),
+        ("flags:\n  gamma: 0.9\n  learning_rte: 1", "line 3: run bamba-s42: .*learning_rte"),
+        ("flags:\n  gamma: 0.9\n  gamma: 0.8", r"line 3: .*\(gamma stands here twice\)"),
+        ("flags: [gamma]", "line 1: flags wants settings"),
+        ("\nflags: {gamma: 2}", "line 2: run bamba-s42: gamma = 2.0 is out of range"),
+        ("flags: {gamma: 0.5}\ngrid: {gamma: [0.9]}", "line 1: grid: gamma stands in flags, too"),
+        ("overrides: [{agents: bamba, flags: gamma}]", "wants flags"),
         ("flags: {seed: 3}", "seed cannot be set here"),
         ("seeds: a-b", "seeds a-b are none"),
-        ("overrides: [{flags: {gamma: 0.5}, agents: [dt]}]", "an override names dt"),
+        ("overrides: [{flags: {gamma: 0.5}, agents: [dt]}]", "line 1: overrides: dt is named, which is none of"),
         ("overrides: [{agents: [bamba]}]", "wants flags"),
         ("datasets: [a/walk.hdf5, b/walk.hdf5]", "wanted twice"),
         ("name: a/b", "cannot be a folder's name"),
