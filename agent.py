@@ -340,7 +340,7 @@ class Bamba(FramePolicy):
 
     def fit_normalizer(self, data: WindowSampler | SegmentSampler) -> None:
         """The normaliser's statistics come from the data, once. ValueError if the data are of another body."""
-        d4rl_utils.check_dims(self.cfg.env, self.spec, data.states.shape[1], data.widths[0])
+        d4rl_utils.check_recorded(self.cfg.env, self.spec, data.states.shape[1], data.actions.cpu().numpy())
         self.obs_normalizer.fit(data.states)
         if self.delta_normalizer:
             self.delta_normalizer.fit(self.obs_normalizer(data.next_states) - self.obs_normalizer(data.states))

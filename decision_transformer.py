@@ -331,8 +331,7 @@ class DecisionAgent(WindowPolicy):
 
     def fit_normalizer(self, data: SequenceSampler) -> None:
         """The normaliser's statistics come from the data, once. ValueError if the data are of another body."""
-        _, _, action, state = data.widths
-        d4rl_utils.check_dims(self.cfg.env, self.spec, state, action)
+        d4rl_utils.check_recorded(self.cfg.env, self.spec, data.states.shape[1], data.actions.cpu().numpy())
         self.obs_normalizer.fit(data.states)
 
     # -- acting ----------------------------------------------------------------------------------

@@ -94,6 +94,11 @@ class RecordedSteps:
     widths: list[int]
 
     @property
+    def actions(self) -> Tensor:
+        """All recorded actions (N, A)."""
+        return self.columns[:, : self.widths[0]]
+
+    @property
     def next_states(self) -> Tensor:
         """All recorded next states (N, S)."""
         start = sum(self.widths[:2])
@@ -236,6 +241,11 @@ class SequenceSampler:
     def states(self) -> Tensor:
         """All recorded states (N, S)."""
         return self.columns[:, -self.widths[-1] :]
+
+    @property
+    def actions(self) -> Tensor:
+        """All recorded actions (N, A)."""
+        return self.columns[:, 2 : 2 + self.widths[2]]
 
     def sample(self, b: int) -> Sequence:
         """B spans, drawn with replacement. No host synchronisation."""

@@ -4,7 +4,7 @@ Minari's data and files of one's own come through the same doors: `open_data` an
 """
 
 from d4rl_utils.datasets import open_data, open_dataset
-from d4rl_utils.environment import check_dims, eval_env_of, frames_per_second, make_env, make_eval_env, spec_of
+from d4rl_utils.environment import check_recorded, eval_env_of, frames_per_second, make_env, make_eval_env, spec_of
 from d4rl_utils.filters import delayed
 from d4rl_utils.names import DATASET_TYPES, ENVS, SCORE_NAMES, d4rl_score
 from d4rl_utils.reader import Dataset, DatasetInfo, Transitions, read_hdf5
@@ -18,7 +18,7 @@ __all__ = [
     "DatasetInfo",
     "Transitions",
     "body_and_type",
-    "check_dims",
+    "check_recorded",
     "d4rl_score",
     "delayed",
     "eval_env_of",

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable
 from importlib.metadata import version as installed
 
+import numpy as np
+
 from common.env_spec import EnvSpec, EvalEnv
 from d4rl_utils.names import ENVS, MAX_EPISODE_STEPS, d4rl_score, suggest
 from d4rl_utils.observe import Observe, parse_observe
@@ -14,6 +16,8 @@ from d4rl_utils.resolve import body_of, is_id, resolve_dataset
 
 log = logging.getLogger(__name__)
 
+FAR = 10.0  # times an environment's bounds, from which on recorded actions are of another one
+TOLERANCE = 1e-3  # of the bounds, for rounding
 IDS = {"hopper": "Hopper", "walker2d": "Walker2d", "halfcheetah": "HalfCheetah", "ant": "Ant"}
 
 
@@ -66,12 +70,30 @@ def describe_env(name: str, make: Callable, score: Callable[[float], float] | No
     return EvalEnv(make, spec, score, fps, name, scale)
 
 
-def check_dims(env: str, spec: EnvSpec, state: int, action: int) -> None:
-    """ValueError if data with these dims were recorded in another environment."""
-    if (state, action) != (spec.state, spec.action):
+def check_recorded(env: str, spec: EnvSpec, state: int, actions: np.ndarray) -> None:
+    """ValueError if recorded states of so many dims and actions (N, A) are of another environment: by their dims, or as
+    actions are `FAR` times what it takes. A warning if some are outside its bounds: no agent can do these.
+    """
+    dims = state, actions.shape[1]
+    if dims != (spec.state, spec.action):
         raise ValueError(
-            f"the data have {state} state and {action} action dims, {env} has {spec.state} and {spec.action}: "
+            f"the data have {dims[0]} state and {dims[1]} action dims, {env} has {spec.state} and {spec.action}: "
             "--env must name the environment that recorded the data (a body, or one of Gymnasium's ids)"
+        )
+    low, high = np.float32(spec.low), np.float32(spec.high)
+    times = np.abs((actions - (high + low) / 2) / ((high - low) / 2))  # 1: at a bound
+    largest, share = float(times.max()), float((times > 1 + TOLERANCE).any(1).mean())
+    if largest > FAR:
+        raise ValueError(
+            f"the data have actions up to {largest:.3g} times what {env} takes, and {share:.1%} of the rows are beyond "
+            "its bounds: they were recorded in another environment, or in other units. Scale them to its bounds"
+        )
+    if share:
+        log.warning(
+            "%.1f %% of the rows have actions outside %s's bounds, up to %.3g times: no policy can do these.",
+            100 * share,
+            env,
+            largest,
         )
 
 

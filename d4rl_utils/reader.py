@@ -37,6 +37,26 @@ CACHE_FORMAT = 1  # raise it when the meaning of the cached arrays changes
 ANT_WITH_CONTACTS = (111, 8)
 
 
+LARGEST_VALUE = 1e12  # squares and sums of what is larger leave float32
+LARGEST_RATIO = 2000  # of a column's size to the file's: deflate makes at most 1032 bytes of one
+H5PY_ERRORS = (  # what h5py says of a damaged file, whichever part of it is damaged
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    OverflowError,
+    MemoryError,
+)
+
+
+class Unusable(ValueError):
+    """A file that is whole, and cannot be trained on."""
+
+
 class Transitions(NamedTuple):
     """NumPy arrays over N transitions in recorded order, perhaps memory-mapped (copy-on-write: files never change)."""
 
@@ -139,13 +159,31 @@ def _from_cache(path: Path, max_episode_steps: int) -> tuple[Transitions, dict] 
     return arrays, facts
 
 
+def _facts_of(folder: Path) -> dict:
+    """What is known of an earlier version of a file; nothing if its cache is damaged."""
+    try:
+        return json.loads((folder / "facts.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
 def _fill_cache(path: Path, max_episode_steps: int) -> tuple[Transitions, dict]:
     folder = _cache_folder(path, max_episode_steps)
     # what earlier versions of the file, or processes killed while writing, left behind
+    before = {}
     for old in folder.parent.iterdir():
         if re.fullmatch(re.escape(path.name) + r"-\w+(\.part)?", old.name):
+            before |= _facts_of(old)
             shutil.rmtree(old)
     transitions, facts = _read(path, max_episode_steps)
+    if before.get("size") == facts["size"] and before.get("sha256") != facts["sha256"]:
+        log.warning(
+            "%s has other content than when it was last read (SHA-256 %.12s, then %.12s), though its name and size are "
+            "the same. If nobody wrote it anew, it is damaged.",
+            path,
+            facts["sha256"],
+            before.get("sha256"),
+        )
     part = folder.with_name(folder.name + ".part")
     try:
         part.mkdir()
@@ -175,8 +213,11 @@ def _read(path: Path, max_episode_steps: int) -> tuple[Transitions, dict]:
         with h5py.File(path, "r") as file:
             columns, shapes = _columns(path, file)
             local_name = str(file.attrs["name"]) if file.attrs.get("made_by") == MADE_BY else None
-    except OSError as error:
-        raise ValueError(f"{path} is damaged or only part of a file ({error}). Remove it and get it again.") from error
+    except Unusable:
+        raise
+    except H5PY_ERRORS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is damaged or only part of a file ({reason}). Remove it and get it again.") from error
     transitions, notes = _transitions(path, columns, max_episode_steps)
     return transitions, {
         "file": path.name,
@@ -196,11 +237,19 @@ def _columns(path: Path, file) -> tuple[dict[str, np.ndarray], list[str]]:
 
     dims = {"observations": 2, "actions": 2, "rewards": 1, "terminals": 1, "timeouts": 1, "next_observations": 2}
     optional = {"timeouts", "next_observations"}
+    for key in dims:
+        _check_place(path, file, key)
     missing = [k for k in dims if k not in optional and not isinstance(file.get(k), h5py.Dataset)]
     if missing:
-        raise ValueError(
+        raise Unusable(
             f"{path} has no dataset {' or '.join(repr(k) for k in missing)}; it holds {', '.join(file) or 'nothing'}. "
             "D4RL's layout is observations, actions, rewards, terminals [, timeouts, next_observations]."
+        )
+    claimed = sum(file[key].size * file[key].dtype.itemsize for key in dims if isinstance(file.get(key), h5py.Dataset))
+    if claimed > LARGEST_RATIO * path.stat().st_size:  # before memory is taken for it
+        raise Unusable(
+            f"{path} says that it holds {claimed / 1e9:,.0f} GB and is {path.stat().st_size:,} bytes long, which no "
+            "compression does. Remove it and get it again."
         )
     columns, notes = {}, []
     for key, ndim in dims.items():
@@ -208,24 +257,24 @@ def _columns(path: Path, file) -> tuple[dict[str, np.ndarray], list[str]]:
         if not isinstance(data, h5py.Dataset):
             continue
         if data.dtype.kind not in "fiub":
-            raise ValueError(f"{path}: '{key}' holds {data.dtype}, not numbers.")
+            raise Unusable(f"{path}: '{key}' holds {data.dtype}, not numbers.")
         shape = data.shape
         if (len(shape), ndim) == (2, 1) and shape[1] == 1:  # as in some of D4RL's first files
             shape = shape[:1]
         elif (len(shape), key) == (1, "actions"):
             shape = (*shape, 1)
         if len(shape) != ndim or shape[:1] != rows:
-            raise ValueError(
+            raise Unusable(
                 f"{path}: '{key}' has shape {data.shape}; expected {ndim} dimension(s) and {rows[0] if rows else 0} "
                 "rows, as many as 'observations'. The columns are of different recordings, or it is another layout."
             )
         if not data.size:
-            raise ValueError(f"{path}: '{key}' has shape {data.shape}: there is no transition in the file.")
+            raise Unusable(f"{path}: '{key}' has shape {data.shape}: there is no transition in the file.")
         if shape != data.shape:
             notes.append(f"'{key}' has shape {data.shape} and is read as {shape}.")
         columns[key] = _checked(path, key, data[:].reshape(shape))
     if "next_observations" in columns and columns["next_observations"].shape != columns["observations"].shape:
-        raise ValueError(
+        raise Unusable(
             f"{path}: 'next_observations' has shape {columns['next_observations'].shape}, "
             f"'observations' {columns['observations'].shape}; they must be the same."
         )
@@ -248,11 +297,35 @@ def _checked(path: Path, key: str, values: np.ndarray) -> np.ndarray:
     if not good.all():
         rows = np.flatnonzero(~good.reshape(len(values), -1).all(1))
         what = "a value that is neither 0 nor 1" if flag else "NaN or infinity"
-        raise ValueError(
+        raise Unusable(
             f"{path}: '{key}' holds {what}, first in row {rows[0]}, in {len(rows)} of {len(values)} rows. "
             "Leave these episodes out of the file, or record them again."
         )
+    if not flag and max(values.max(), -values.min()) > LARGEST_VALUE:
+        raise Unusable(
+            f"{path}: '{key}' reaches from {values.min():.3g} to {values.max():.3g}, and nothing can be learned from "
+            f"numbers beyond {LARGEST_VALUE:g}. Are they in another unit, or were never written? Scale them, or leave "
+            "these episodes out."
+        )
     return values.astype(bool) if flag else values
+
+
+def _check_place(path: Path, file, key: str) -> None:
+    """A column lies in this very file: what lies elsewhere has no SHA-256 here, and can change or be missing."""
+    import h5py
+
+    where = file.get(key, getlink=True)
+    other = where.filename if isinstance(where, h5py.ExternalLink) else None
+    if other is None and isinstance(data := file.get(key), h5py.Dataset):
+        if data.file.filename != file.filename:  # by a link on the way
+            other = data.file.filename
+        elif data.is_virtual or data.external:
+            other = "others, as a virtual data set" if data.is_virtual else data.external[0][0]
+    if other is not None:
+        raise Unusable(
+            f"{path}: '{key}' does not lie in this file but in {other}. Write all columns into one file "
+            "(h5py: target[key] = source[key][:])."
+        )
 
 
 def _without_contacts(path: Path, key: str, states: np.ndarray) -> np.ndarray:
@@ -260,7 +333,7 @@ def _without_contacts(path: Path, key: str, states: np.ndarray) -> np.ndarray:
     keep = DIMS["ant"][0]
     used = states[:, keep:].any(1)
     if used.any():
-        raise ValueError(
+        raise Unusable(
             f"{path}: '{key}' has 111 dims as D4RL's ant has, but the last 84 are not all zero (first in row "
             f"{used.argmax()}). The environment here has no contact forces, so an agent trained on them could not be "
             "evaluated. Record the data with Ant-v4, or cut the observations to the first 27."

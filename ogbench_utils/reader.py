@@ -7,25 +7,47 @@ The archive is unpacked once into `<folder of the file>/.cache/` (its own CRC-32
 there as long as the file's size and date stay. Where no cache can be kept it is read into memory.
 """
 
+import errno
 import json
 import logging
+import lzma
 import os
 import re
 import shutil
+import struct
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from common.files import file_lock, sha256_of
-from d4rl_utils.reader import DatasetInfo
+from d4rl_utils.reader import DatasetInfo, Unusable
 from ogbench_utils.generate.rollout import made_of
 from ogbench_utils.names import DIMS, TOLERANCE, split_name
 
 log = logging.getLogger(__name__)
 
 KEYS = ("observations", "actions", "terminals")
+LARGEST_RATIO = 2000  # of a column's size to the archive's: deflate makes at most 1032 bytes of one
+NPZ_ERRORS = (  # what zip, zlib and NumPy say of a damaged or foreign archive
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,  # encrypted
+    NotImplementedError,  # another compression, or a later zip
+    ValueError,
+    IndexError,
+    OverflowError,
+    struct.error,
+    MemoryError,
+)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk that is written to: not the file's fault
 
 
 class Episodes(NamedTuple):
@@ -58,7 +80,8 @@ def read_npz(path: str | Path, name: str, max_trajectories: int = -1) -> Dataset
         raise ValueError(f"{path} is no whole .npz archive. Was it cut, or a web page saved in its place? Remove it.")
     arrays, digest = _mapped(path)
     states, actions, terminals = (arrays[k] for k in KEYS)
-    made = made_of(path)
+    with _said_plainly(path):
+        made = made_of(path)
     found = made.get("name", path.stem)
     source = "ogbench-local" if made else "ogbench" if path.stem == f"{words.base}-v0" else "ogbench-custom"
     dims = DIMS[words.body]
@@ -69,7 +92,7 @@ def read_npz(path: str | Path, name: str, max_trajectories: int = -1) -> Dataset
         )
     if made and not made["name"].startswith(words.base):
         raise ValueError(f"{path} is {made['name']}, not {words.base}.")
-    if not len(states) == len(actions) == len(terminals):
+    if terminals.ndim != 1 or not len(states) == len(actions) == len(terminals):
         raise ValueError(f"{path}: {len(states)} states, {len(actions)} actions, {len(terminals)} terminals.")
     ends = np.flatnonzero(terminals)
     if not len(ends) or ends[-1] != len(states) - 1 or not (np.diff(ends, prepend=-1) > 1).all():
@@ -93,16 +116,33 @@ def tolerance_of(name: str) -> float:
 
 
 def _mapped(path: Path) -> tuple[dict[str, np.ndarray], str]:
-    """The file's arrays and its SHA-256."""
+    """The file's arrays and its SHA-256. ValueError for a damaged or foreign file."""
     stat = path.stat()
     folder = path.parent / ".cache" / f"{path.name}-{stat.st_size:x}-{stat.st_mtime_ns:x}"
     try:
         with file_lock(path):
-            return _from_cache(folder) or _fill_cache(path, folder)
+            found = _from_cache(folder)
+            if found is None:
+                _fill_cache(path, folder)
+                found = _from_cache(folder)
+                if found:
+                    _check_numbers(path, found[0])
     except OSError as error:
         log.warning("%s: no cache can be kept beside it (%s); every start reads it anew.", path, error)
-        with np.load(path) as file:
-            return {k: file[k] for k in KEYS}, sha256_of(path)
+        with _said_plainly(path), np.load(path) as file:
+            found = {k: file[k] for k in KEYS}, sha256_of(path)
+        _check_numbers(path, found[0])
+    if found is None:
+        raise ValueError(f"{path} is damaged: its arrays are shorter than they say. Remove it and get it again.")
+    return found
+
+
+def _check_numbers(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    for key, values in arrays.items():
+        if values.dtype.kind not in "fiub":
+            raise ValueError(f"{path}: '{key}' holds {values.dtype}, not numbers.")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{path}: '{key}' holds NaN or infinity. Leave these episodes out of the file.")
 
 
 def _from_cache(folder: Path) -> tuple[dict[str, np.ndarray], str] | None:
@@ -111,31 +151,76 @@ def _from_cache(folder: Path) -> tuple[dict[str, np.ndarray], str] | None:
         return {k: np.load(folder / f"{k}.npy", mmap_mode="c") for k in KEYS}, digest
     except FileNotFoundError:
         return None
-    except ValueError as error:  # shorter than its header says, after a power cut
+    except (ValueError, EOFError) as error:  # shorter than its header says, after a power cut
         log.warning("%s is damaged (%s) and is made anew.", folder, error)
         shutil.rmtree(folder)
         return None
 
 
-def _fill_cache(path: Path, folder: Path) -> tuple[dict[str, np.ndarray], str]:
+def _fill_cache(path: Path, folder: Path) -> None:
+    """Unpack the archive into its folder. ValueError if it is damaged or foreign, OSError if nothing can be written."""
+    before = {}
     for old in folder.parent.iterdir():  # of earlier versions of the file, or of a process killed while writing
         if re.fullmatch(re.escape(path.name) + r"-[0-9a-f]+-[0-9a-f]+(\.part)?", old.name):
+            before |= {old.name.split("-")[-2]: _digest_of(old)}
             shutil.rmtree(old)
     part = folder.with_name(folder.name + ".part")
     part.mkdir()
     try:
-        with zipfile.ZipFile(path) as archive:
-            for key in KEYS:
-                with archive.open(f"{key}.npy") as packed, open(part / f"{key}.npy", "wb") as plain:
-                    shutil.copyfileobj(packed, plain, 1 << 20)
-        (part / "facts.json").write_text(json.dumps({"sha256": sha256_of(path)}))
+        for key in KEYS:
+            with open(part / f"{key}.npy", "wb") as plain, _said_plainly(path), zipfile.ZipFile(path) as archive:
+                _unpack(path, archive, key, plain)
+        digest = sha256_of(path)
+        (part / "facts.json").write_text(json.dumps({"sha256": digest}))
         os.replace(part, folder)
-    except KeyError as error:
-        raise ValueError(
-            f"{path} is not in OGBench's layout: {error}. It holds {', '.join(archive.namelist())}"
-        ) from error
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Remove it and get it again.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return _from_cache(folder)
+    known = before.get(f"{path.stat().st_size:x}")
+    if known not in (None, digest):
+        log.warning(
+            "%s has other content than when it was last read (SHA-256 %.12s, then %.12s), though its name and size are "
+            "the same. If nobody wrote it anew, it is damaged.",
+            path,
+            digest,
+            known,
+        )
+
+
+def _unpack(path: Path, archive: zipfile.ZipFile, key: str, plain) -> None:
+    """One array of the archive into an open file; zip checks its sum on the way."""
+    names = archive.namelist()
+    if f"{key}.npy" not in names:
+        raise Unusable(f"{path} is not in OGBench's layout: it has no {key}. It holds {', '.join(names) or 'nothing'}.")
+    entry = archive.getinfo(f"{key}.npy")
+    if entry.file_size > LARGEST_RATIO * path.stat().st_size:  # before anything is written
+        raise Unusable(
+            f"{path}: '{key}' says that it holds {entry.file_size / 1e9:,.0f} GB, and the archive is "
+            f"{path.stat().st_size:,} bytes long, which no compression does. Remove it and get it again."
+        )
+    with archive.open(entry) as packed:
+        head = packed.peek(16)
+        if not head.startswith(b"\x93NUMPY"):
+            raise Unusable(f"{path}: '{key}' is no NumPy array. Remove it and get it again.")
+        shutil.copyfileobj(packed, plain, 1 << 20)
+
+
+@contextmanager
+def _said_plainly(path: Path) -> Iterator[None]:
+    """Whatever zip and NumPy say of a damaged archive becomes one sentence."""
+    try:
+        yield
+    except Unusable:
+        raise
+    except NPZ_ERRORS as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is damaged, or no plain .npz ({reason}). Remove it and get it again.") from error
+
+
+def _digest_of(folder: Path) -> str | None:
+    """The SHA-256 of an earlier version of a file; None if its cache is damaged."""
+    try:
+        return json.loads((folder / "facts.json").read_text())["sha256"]
+    except (OSError, ValueError, KeyError):
+        return None

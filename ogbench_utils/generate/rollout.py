@@ -106,9 +106,12 @@ def make_local(
 
 
 def made_of(path: Path) -> dict:
-    """What `make_local` wrote about a file of its own; {} for any other."""
+    """What `make_local` wrote about a file of its own; {} for any other. A damaged file raises what NumPy raises."""
     with np.load(path) as file:
-        return json.loads(str(file["made"])) if "made" in file else {}
+        made = json.loads(str(file["made"])) if "made" in file else {}
+    if not isinstance(made, dict) or (made and "name" not in made):
+        raise ValueError("what its maker wrote about it cannot be read")
+    return made
 
 
 def _check_same(target: Path, record: dict) -> None:

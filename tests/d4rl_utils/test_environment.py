@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
+from common.env_spec import EnvSpec
 from d4rl_utils import ENVS, environment, make_env
 from d4rl_utils.generate.vector_env import BatchedMujoco
 from d4rl_utils.names import DIMS
@@ -76,3 +77,23 @@ def test_lanes_are_gymnasium_step_by_step_and_bit_by_bit(env):
                 fallen += 1
     assert fallen > 0 or env == "halfcheetah"
     lanes.close()
+
+
+# -- what was recorded, beside what an environment takes ---------------------------------------------
+
+
+def test_actions_outside_the_bounds_are_told_and_far_outside_refused(caplog):
+    spec = EnvSpec(3, 2, (-1.0, 0.0), (1.0, 4.0))
+    actions = np.float32([[1, 4], [-1, 0], [0.5, 2]] * 10)
+    environment.check_recorded("hopper", spec, 3, actions)
+    environment.check_recorded("hopper", spec, 3, actions * np.float32(1.0000001))  # rounding
+    assert not caplog.text
+    actions[4, 1] = 8.0  # two and a half times its range from the middle: (8 - 2) / 2 = 3
+    environment.check_recorded("hopper", spec, 3, actions)
+    assert "3.3 % of the rows have actions outside hopper's bounds, up to 3 times" in caplog.text
+    actions[4, 1] = 2 + 21.0
+    with pytest.raises(ValueError, match=r"up to 10.5 times what hopper takes, and 3.3% of the rows .* in other units"):
+        environment.check_recorded("hopper", spec, 3, actions)
+    for dims in ((4, actions), (3, actions[:, :1])):
+        with pytest.raises(ValueError, match="--env must name the environment"):
+            environment.check_recorded("hopper", spec, *dims)

@@ -1,12 +1,15 @@
 """D4RL's HDF5 layout -> transitions: round trips, gaps in the layout, refusals, and the cache."""
 
+import importlib
 import json
 import logging
 import os
+import random
 
 import h5py
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -180,6 +183,11 @@ ROWS = 9
         ("rewards", np.where(np.arange(ROWS) > 4, np.nan, 1), "'rewards' holds NaN.*first in row 5, in 4 of 9 rows"),
         ("observations", np.full((ROWS, 3), np.inf), "'observations' holds NaN or inf.*first in row 0"),
         ("actions", np.full((ROWS, 2), 1e300), "'actions' holds NaN or inf"),
+        (
+            "rewards",
+            np.where(np.arange(ROWS) > 4, -1e20, 1),
+            r"'rewards' reaches from -1e\+20 to 1, and nothing can be",
+        ),
         ("terminals", np.arange(ROWS) * 0.5, "'terminals' holds a value that is neither 0 nor 1, first in row 1"),
     ],
 )
@@ -213,6 +221,71 @@ def test_files_that_are_none(tmp_path):
     write(path, [(1, False)], without=["next_observations"])
     with pytest.raises(ValueError, match="nothing is left"):
         read_hdf5(path)
+
+
+def test_what_lies_in_another_file_is_refused(tmp_path):
+    path, other = tmp_path / "x.hdf5", tmp_path / "other.hdf5"
+    columns = write(other, [(5, True), (4, False)])
+
+    def begun(without: str):
+        write(path, [(5, True), (4, False)], without=[without])
+        return h5py.File(path, "a")
+
+    with begun("rewards") as f:
+        f["rewards"] = h5py.ExternalLink("other.hdf5", "/rewards")
+    with pytest.raises(ValueError, match="'rewards' does not lie in this file but in other.hdf5"):
+        read_hdf5(path)
+    with begun("rewards") as f:
+        f["rewards"] = h5py.ExternalLink("gone.hdf5", "/rewards")  # it need not be there to be told
+    with pytest.raises(ValueError, match="in gone.hdf5"):
+        read_hdf5(path)
+    with begun("rewards") as f:
+        f["door"], f["rewards"] = h5py.ExternalLink("other.hdf5", "/"), h5py.SoftLink("/door/rewards")
+    with pytest.raises(ValueError, match=r"'rewards' .* in .*other\.hdf5"):
+        read_hdf5(path)
+    with begun("rewards") as f:
+        layout = h5py.VirtualLayout(shape=(ROWS,), dtype=np.float32)
+        layout[:] = h5py.VirtualSource("other.hdf5", "rewards", shape=(ROWS,))
+        f.create_virtual_dataset("rewards", layout)
+    with pytest.raises(ValueError, match="'rewards' .* as a virtual data set"):
+        read_hdf5(path)
+    with begun("rewards") as f:
+        f.create_dataset("rewards", (ROWS,), np.float32, external=[("raw.bin", 0, ROWS * 4)])
+    with pytest.raises(ValueError, match="'rewards' .* in raw.bin"):
+        read_hdf5(path)
+    with begun("rewards") as f:  # a link within the file is as good as the column
+        f["kept/rewards"], f["rewards"] = columns["rewards"], h5py.SoftLink("/kept/rewards")
+    np.testing.assert_array_equal(read_hdf5(path)[0].rewards, columns["rewards"])
+
+
+def test_a_claim_beyond_any_compression_takes_no_memory(tmp_path):
+    path = tmp_path / "x.hdf5"
+    with h5py.File(path, "w") as f:
+        for key, dims in {"observations": (11,), "actions": (3,), "rewards": (), "terminals": ()}.items():
+            f.create_dataset(
+                key, (10**10, *dims), np.float32, chunks=(1000, *dims), compression="gzip"
+            )  # never written
+    with pytest.raises(ValueError, match="says that it holds 640 GB and is .* bytes long"):
+        read_hdf5(path)
+    zeros = np.zeros((200_000, 11), np.float32)
+    with h5py.File(path, "w") as f:
+        for key, column in {"observations": zeros, "actions": zeros[:, :3], "rewards": zeros[:, 0]}.items():
+            f.create_dataset(key, data=column, compression="gzip", compression_opts=9)
+        f.create_dataset("terminals", data=zeros[:, 0], compression="gzip", compression_opts=9)
+    assert len(read_hdf5(path)[0].rewards) == 199_800  # as compressible as can be; 200 rows end by the time limit
+
+
+@pytest.mark.parametrize("part", ["hdf5", "npz"])
+def test_no_damage_is_a_traceback(part, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    faults = importlib.import_module("faults")
+    for path in faults.PARTS[part][0](tmp_path).values():
+        whole, data, seen = faults.PARTS[part][1](path), path.read_bytes(), []
+        bad = tmp_path / f"bad{path.suffix}"
+        for seed in range(60):
+            bad.write_bytes(faults.damaged(data, random.Random(seed)))
+            seen.append(faults.attempt(part, bad, whole)[0])
+        assert {"refused"} <= set(seen) <= {"refused", "same", "other"}
 
 
 def test_a_damaged_chunk_is_a_damaged_file(tmp_path):
@@ -260,7 +333,7 @@ def test_writing_to_the_arrays_changes_no_file(tmp_path):
     assert read_hdf5(path).transitions.states.max() < 99
 
 
-def test_a_changed_file_is_read_anew_and_the_old_cache_goes(tmp_path, reads):
+def test_a_changed_file_is_read_anew_and_the_old_cache_goes(tmp_path, reads, caplog):
     path = tmp_path / "x.hdf5"
     write(path, [(5, True), (4, False)])
     before = read_hdf5(path).identity
@@ -268,6 +341,7 @@ def test_a_changed_file_is_read_anew_and_the_old_cache_goes(tmp_path, reads):
     write(path, [(5, True), (4, True)])  # the same size
     os.utime(path, ns=(1, 1))
     after = read_hdf5(path).identity
+    assert f"when it was last read (SHA-256 {after.sha256[:12]}, then {before.sha256[:12]})" in caplog.text
     assert len(reads) == 2 and before.sha256 != after.sha256
     assert len(caches(tmp_path)) == 1 and caches(tmp_path) != old
 

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+import zipfile
 
 import numpy as np
 import pytest
@@ -90,10 +91,24 @@ def test_what_is_no_data_of_the_maze_is_refused_in_words(tmp_path, maze_file):
     torn.write_bytes(maze_file.read_bytes()[:3000])
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     np.savez(tmp_path / "ends.npz", observations=np.zeros((4, 2)), actions=np.zeros((4, 2)), terminals=[0, 1, 0, 0])
+    rows = {"actions": np.zeros((4, 2)), "terminals": [0, 0, 0, 1]}
+    np.savez(tmp_path / "words.npz", observations=np.full((4, 2), "a"), **rows)
+    np.savez(tmp_path / "pickled.npz", observations=np.array([[None, 1]] * 4), **rows)
+    np.savez(tmp_path / "nan.npz", **{**rows, "observations": np.full((4, 2), np.nan)})
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("observations.npy", b"")
+        archive.getinfo("observations.npy").file_size = 10**10  # a claim: nobody unpacks it to see
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
+        archive.writestr("observations.npy", "3.0 4.0")
     for file, words in (
         ("page.npz", "no whole .npz archive"),
         ("torn.npz", "no whole .npz archive"),
-        ("other.npz", "not in OGBench's layout"),
+        ("other.npz", "not in OGBench's layout: it has no observations. It holds a.npy"),
+        ("words.npz", "'observations' holds .*, not numbers"),
+        ("pickled.npz", "damaged"),
+        ("nan.npz", "'observations' holds NaN or infinity"),
+        ("bomb.npz", "'observations' says that it holds .* GB"),
+        ("text.npz", "'observations' is no NumPy array"),
         ("ends.npz", "`terminals` must be true in the last row"),
     ):
         with pytest.raises(ValueError, match=words):
