@@ -162,6 +162,9 @@ def check_seal(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
         if name := archive.testzip():
             raise ValueError(f"its part {name} does not have its sum")
+        for entry in archive.infolist():
+            if entry.external_attr:  # PyTorch writes none, and reads a part that seems to be a folder as empty
+                raise ValueError(f"its part {entry.filename} is not as PyTorch writes it")
     return False
 
 

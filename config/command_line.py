@@ -6,6 +6,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
+from functools import cache
 from typing import Annotated
 
 from config import bamba, decision, dqn, opso, ppo
@@ -84,7 +85,22 @@ def parse(argv: Sequence[str] | None = None, prog: str = "trainer.py"):
     defaults.update(ENV_DEFAULTS.get(agent, {}).get(argv_value("--env", argv), {}))
     defaults.update(known.get(preset, {}))
 
-    # The settings are flat in use and nested only here: that is what makes a section of --help.
+    whole, sections = form_of(config, tuple(defaults.items()))
+    marks = (tyro.conf.OmitArgPrefixes,)
+    found = tyro.cli(whole, args=argv, prog=prog, description=config.__doc__, use_underscores=True, config=marks)
+    return config(**{name: getattr(getattr(found, title), name) for title, names in sections.items() for name in names})
+
+
+@cache
+def form_of(config: type, defaults: tuple[tuple[str, object], ...]) -> tuple[type, dict[str, list[str]]]:
+    """The settings as tyro wants them, a dataclass of sections, and which flags each section has.
+
+    They are flat in use and nested only here: that is what makes a section of --help. Kept, as a sweep asks for the
+    same form many times.
+    """
+    import tyro
+
+    defaults = dict(defaults)
     words, ranges, types = words_of(config), ranges_of(config), {f.name: f.type for f in fields(config)}
     main = [name for name in MAIN if name in defaults]
     sections = {"main": main}
@@ -100,11 +116,9 @@ def parse(argv: Sequence[str] | None = None, prog: str = "trainer.py"):
             text = f"{words[name]} ({ranges[name]})" if bounded else words[name]
             parts.append((name, Annotated[types[name], tyro.conf.arg(help=text)], field(default=defaults[name])))
         section = make_dataclass(title, parts, frozen=True)
-        nested.append((title, section, section()))
-    whole = make_dataclass(config.__name__, nested, frozen=True)
-    marks = (tyro.conf.OmitArgPrefixes,)
-    found = tyro.cli(whole, args=argv, prog=prog, description=config.__doc__, use_underscores=True, config=marks)
-    return config(**{name: getattr(getattr(found, title), name) for title, names in sections.items() for name in names})
+        # a help of its own, if an empty one: tyro would search the source for it, for longer than all else takes
+        nested.append((title, Annotated[section, tyro.conf.arg(help="")], section()))
+    return make_dataclass(config.__name__, nested, frozen=True), sections
 
 
 def title_of(group: type) -> str:

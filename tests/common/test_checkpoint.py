@@ -94,6 +94,17 @@ def test_a_damaged_checkpoint_is_refused_with_a_sentence_or_says_what_it_said(fi
     assert refused >= (149 if fixture is None else 120)
 
 
+def test_a_part_that_seems_to_be_a_folder_is_not_read_as_empty(written):
+    """PyTorch reads nothing of such a part and leaves its memory as it was; no sum tells."""
+    written.write_bytes((FIXTURES / "format1-dt.pt").read_bytes())
+    whole = bytearray(written.read_bytes())
+    entry = whole.rindex(b"PK\x01\x02")  # the last one of the archive's directory
+    whole[entry + 38] |= 0x10
+    written.write_bytes(whole)
+    with pytest.raises(ValueError, match="is not as PyTorch writes it"):
+        read_checkpoint(written)
+
+
 def test_a_seal_that_was_cut_off_is_missed(written):
     whole = written.read_bytes()
     written.write_bytes(whole[: whole.rindex(b"\nsha256 of the above")])
