@@ -16,9 +16,10 @@ from d4rl_utils.resolve import body_of, is_id, resolve_dataset
 
 log = logging.getLogger(__name__)
 
+IDS = {"hopper": "Hopper", "walker2d": "Walker2d", "halfcheetah": "HalfCheetah", "ant": "Ant"}
+
 FAR = 10.0  # times an environment's bounds, from which on recorded actions are of another one
 TOLERANCE = 1e-3  # of the bounds, for rounding
-IDS = {"hopper": "Hopper", "walker2d": "Walker2d", "halfcheetah": "HalfCheetah", "ant": "Ant"}
 
 
 def make_eval_env(cfg) -> EvalEnv:

@@ -659,7 +659,7 @@ def test_seeds_of_a_run_are_trained_evaluated_and_resumed_together(tmp_path, cap
     (tmp_path / "data").mkdir()
     write_npz(tmp_path / "data" / f"{name}.npz", [30] * 8)
     given = dict(dataset=name, dataset_dir=tmp_path / "data", **SMALL_RUN, num_eval_episodes=1)
-    given |= dict(num_epochs=2, updates_per_epoch=4, eval_freq=1)
+    given |= dict(num_epochs=2, updates_per_epoch=4, eval_freq=2)
     argv = words(**given)
     assert trainer.main(["--agent", "opso", *argv, "--seed=4", f"--output_dir={tmp_path / 'alone'}"]) == 0
     together = ["--seed=3", "--num_seeds=2", f"--output_dir={tmp_path / 'out'}"]
