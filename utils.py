@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import torch
 import tyro
 
 from common import plotting
@@ -221,6 +222,15 @@ def errors_as_sentences() -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except (MemoryError, RuntimeError) as error:  # PyTorch has no kind of its own for a CPU whose memory is full
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+            raise
+        reason = (str(error) or "no more is to be had").splitlines()[0]
+        print(
+            f"error: the memory is full ({reason}). Take a smaller network or --batch_size, or fewer seeds at once",
+            file=sys.stderr,
+        )
         raise SystemExit(2) from error
 
 

@@ -6,6 +6,7 @@ float32) do not depend on how many episodes share a forward pass, so one seed me
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -100,6 +101,9 @@ class Acting(nn.Module):
         return self.agent.act(state, reward, memory)
 
 
+SIDE_BY_SIDE = 512  # episodes at once: an environment takes megabytes, and there may be any number of episodes
+
+
 class Played(NamedTuple):
     """One entry an episode, in the order of the environments."""
 
@@ -147,7 +151,7 @@ def evaluate(
     outcome: Callable | None = None,
     tasks: tuple[str, ...] = (),
 ) -> Episodes:
-    """Play `episodes` episodes (of every task) side by side, one environment each; each counts exactly once.
+    """Play `episodes` episodes (of every task), up to `SIDE_BY_SIDE` at once; each counts exactly once.
 
     Episode i (of a task) begins from seed + i. Deterministic actions; one batched forward a step, over the episodes
     that still run. frames: filled with the pictures of the first episode. goal: what the agent is asked for, if not
@@ -156,12 +160,18 @@ def evaluate(
     """
     check_episodes(episodes)
     first = "rgb_array" if frames is not None else None  # the pictures are of one episode
-    kinds = [(task,) for task in tasks] or [()]
-    envs = [make_env(None if i else first, *kind) for kind in kinds for i in range(episodes)]
-    states, infos = zip(*(env.reset(seed=seed + i % episodes) for i, env in enumerate(envs)))
-    if "goal" in infos[0]:
-        goal = np.stack([info["goal"] for info in infos])
-    played = play(envs, Player(agent, len(envs), goal), np.stack(states), outcome, frames)
+    places = [((task,), i) for task in tasks for i in range(episodes)] or [((), i) for i in range(episodes)]
+    parts = []
+    for start in range(0, len(places), SIDE_BY_SIDE):
+        some = places[start : start + SIDE_BY_SIDE]
+        envs = [make_env(None if start + j else first, *kind) for j, (kind, _) in enumerate(some)]
+        states, infos = zip(*(env.reset(seed=seed + i) for env, (_, i) in zip(envs, some)))
+        if "goal" in infos[0]:
+            goal = np.stack([info["goal"] for info in infos])
+        player = Player(agent, len(envs), goal)
+        parts.append(play(envs, player, np.stack(states), outcome, None if start else frames))
+    returns, lengths, ends, actions = zip(*parts)
+    played = Played(np.concatenate(returns), np.concatenate(lengths), [*chain(*ends)], [*chain(*actions)])
     counts = np.bincount(np.concatenate(played.actions), minlength=agent.spec.action) if played.actions else None
     by_task = dict(zip(tasks, played.returns.reshape(-1, episodes)))
     return Episodes(played.returns, played.lengths, outcomes_of(played.ends), counts, by_task)

@@ -10,6 +10,7 @@ from config.shared import (
     Data,
     Dropout,
     EvalConfig,
+    Layers,
     Natural,
     NonNegative,
     OptimConfig,
@@ -48,7 +49,7 @@ class EncoderConfig:
     """P, features of one head; must divide expand * d_model"""
     n_heads: Count = 4
     """heads of --encoder attention; must divide d_model"""
-    n_layers: Count = 2
+    n_layers: Layers = 2
     """blocks, one above the other"""
     drop_p: Dropout = 0.0
     """dropout on each block's output"""
@@ -90,7 +91,7 @@ class ObjectiveConfig:
     """critic updates for one actor update"""
     hidden_dim: Count = 256
     """width of the heads"""
-    head_depth: Count = 3
+    head_depth: Layers = 3
     """hidden layers of actor and critics"""
     critic_layernorm: bool = True
     """LayerNorm behind every hidden layer of the critics; rebrac wants it"""

@@ -11,6 +11,7 @@ from config.shared import (
     Data,
     Dropout,
     EvalConfig,
+    Layers,
     Natural,
     NonNegative,
     OptimConfig,
@@ -30,7 +31,7 @@ class SequenceConfig:
     """K, steps in a window; each is three tokens"""
     d_model: Count = 128
     """D, width of the residual stream"""
-    n_layers: Count = 3
+    n_layers: Layers = 3
     """blocks, one above the other"""
     drop_p: Dropout = 0.1
     """dropout on the tokens and on each block's output (and on attention's weights)"""
@@ -132,7 +133,7 @@ class DMambaConfig(StateSpace, ReturnConditioned):
     """Decision Mamba: the Decision Transformer with Mamba-1 in attention's place."""
 
     agent: Agent = "dmamba"
-    n_layers: Count = 6
+    n_layers: Layers = 6
     channel_mlp: bool = False
 
 

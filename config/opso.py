@@ -9,6 +9,7 @@ from config.shared import (
     Count,
     Dropout,
     EvalConfig,
+    Layers,
     Natural,
     NonNegative,
     Online,
@@ -51,7 +52,7 @@ class StateModel:
     """T, trained steps of a segment; with --history also how many states are looked back at when acting"""
     d_model: Count = 128
     """D, width of a latent"""
-    n_layers: Count = 2
+    n_layers: Layers = 2
     """mixer blocks, one above the other"""
     mixer: Literal["mamba2", "mamba1"] = "mamba2"
     """what mixes over time"""

@@ -28,6 +28,7 @@ class Range(NamedTuple):
 
 
 Count = Annotated[int, Range(1)]
+Layers = Annotated[int, Range(1, 1000)]
 Natural = Annotated[int, Range(0)]
 NonNegative = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]

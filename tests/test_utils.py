@@ -18,7 +18,7 @@ from test_agent import batch_of
 import utils
 from agent import Bamba
 from common import device as devices
-from common import logger, plotting
+from common import evaluation, logger, plotting
 from common.checkpoint import FORMAT, write
 from common.interface import EnvSpec, EvalEnv
 
@@ -333,3 +333,32 @@ def test_video_is_an_mp4_and_a_missing_renderer_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
     with pytest.raises(ValueError, match="libegl1"):
         plotting.set_mujoco_gl()
+
+
+# -- when memory is full -----------------------------------------------------------------------------
+
+
+def test_a_full_memory_is_a_sentence_and_any_other_fault_is_not(capsys):
+    told = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")
+    for fault in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), told):
+        with pytest.raises(SystemExit) as end, utils.errors_as_sentences():
+            raise fault
+        assert end.value.code == 2 and "the memory is full" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="a bug"), utils.errors_as_sentences():
+        raise RuntimeError("a bug")
+
+
+def test_many_episodes_are_played_in_parts_and_are_the_same(monkeypatch, tiny):
+    gymnasium = pytest.importorskip("gymnasium")
+    agent, made = Bamba(tiny(), EnvSpec(3, 1, (-2.0,), (2.0,))), []
+
+    def make(render_mode=None):
+        env = gymnasium.make("Pendulum-v1", max_episode_steps=20)
+        made.append(env)
+        return env
+
+    whole = evaluation.evaluate(agent, make, 7, seed=5)
+    monkeypatch.setattr(evaluation, "SIDE_BY_SIDE", 3)
+    parts = evaluation.evaluate(agent, make, 7, seed=5)
+    np.testing.assert_allclose(whole.returns, parts.returns, rtol=1e-12)
+    assert len(made) == 14 and whole.lengths.tolist() == parts.lengths.tolist() == [20] * 7

@@ -1,0 +1,43 @@
+"""The harness of faults: bad flags end in a sentence. (Damaged files: test_reader.py, test_checkpoint.py.)"""
+
+import importlib
+import sys
+
+import pytest
+from conftest import ROOT
+
+pytest.importorskip("mujoco")
+
+
+@pytest.fixture
+def faults(monkeypatch):
+    if sys.platform != "linux":
+        pytest.skip("the harness forks, and bounds memory")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield importlib.import_module("faults")
+    for name in ("faults", "harness"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.slow
+def test_bad_flags_end_in_a_sentence_and_good_ones_train(faults, tmp_path, monkeypatch):
+    counts, examples = faults.try_commands(range(1000, 1010), tmp_path)
+    assert set(counts) <= {"refused", "accepted"} and counts["refused"] > 3, examples
+    monkeypatch.setattr(faults, "bad_command", lambda seed, known: known[sorted(known)[seed]])
+    counts, examples = faults.try_commands(range(7), tmp_path)  # as they are, the commands work
+    assert counts == {"accepted": 7}, examples
+
+
+def test_a_reader_that_dies_or_raises_is_counted(faults, tmp_path):
+    path = tmp_path / "a.hdf5"
+    for fault, words in ((KeyError("x"), "KeyError"), (ValueError("two\nlines"), "two")):
+
+        def read(_, fault=fault):
+            raise fault
+
+        faults.PARTS["odd"] = (None, read)
+        outcome, text = faults.attempt("odd", path, [])
+        assert outcome == "traceback" and words in text
+    faults.PARTS["odd"] = (None, lambda _: [1.0])
+    assert faults.attempt("odd", path, [1.0])[0] == "same" and faults.attempt("odd", path, [2.0])[0] == "other"
+    del faults.PARTS["odd"]
