@@ -289,6 +289,7 @@ def try_commands(seeds: range, folder: Path) -> tuple[Counter, dict[str, str]]:
             process.start()
             process.join(PATIENCE)
             began = bool(list(Path(place).glob("*/log.jsonl")))
+            said = (Path(place) / "said.txt").read_text(errors="replace")
             if process.is_alive():
                 outcome = "accepted" if began else "hang"
                 process.kill()
@@ -296,7 +297,6 @@ def try_commands(seeds: range, folder: Path) -> tuple[Counter, dict[str, str]]:
             elif process.exitcode < 0:
                 outcome = "crash"
             else:
-                said = (Path(place) / "said.txt").read_text(errors="replace")
                 outcome = "traceback" if "Traceback" in said else "refused" if process.exitcode else "accepted"
         counts[outcome] += 1
         if outcome not in ("refused", "accepted"):

@@ -29,6 +29,7 @@ class Range(NamedTuple):
 
 Count = Annotated[int, Range(1)]
 Layers = Annotated[int, Range(1, 1000)]
+Seeds = Annotated[int, Range(1, 1024)]
 Natural = Annotated[int, Range(0)]
 NonNegative = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
@@ -56,7 +57,7 @@ class Run:
     """of --preset auto: how long the run may take"""
     seed: Natural = 42
     """one number seeds network, data order and noise"""
-    num_seeds: Count = 1
+    num_seeds: Seeds = 1
     """seeds, from that one on, that learn in one process by one update; a run folder each (bamba, dt, dmamba, dm,
     opso)"""
     output_dir: str = "./outputs"
