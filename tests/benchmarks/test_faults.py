@@ -24,8 +24,9 @@ def test_bad_flags_end_in_a_sentence_and_good_ones_train(faults, tmp_path, monke
     counts, examples = faults.try_commands(range(1000, 1010), tmp_path)
     assert set(counts) <= {"refused", "accepted"} and counts["refused"] > 3, examples
     monkeypatch.setattr(faults, "bad_command", lambda seed, known: known[sorted(known)[seed]])
-    counts, examples = faults.try_commands(range(7), tmp_path)  # as they are, the commands work
-    assert counts == {"accepted": 7}, examples
+    for which in (0, 3):  # as they are, the commands work: bamba's, dqn's
+        counts, examples = faults.try_commands(range(which, which + 1), tmp_path)
+        assert counts == {"accepted": 1}, examples
 
 
 def test_a_reader_that_dies_or_raises_is_counted(faults, tmp_path):
