@@ -126,7 +126,6 @@ class BambaConfig(ObjectiveConfig, EncoderConfig, Compute, EvalConfig, OptimConf
         "eval_ema": 0.0,
     }
 
-    learning_rate: NonNegative = 1e-3
     weight_decay: NonNegative = 0.0
 
     def __post_init__(self):
@@ -154,8 +153,9 @@ UPSTREAM = {  # what was published: TD3+BC's objective on windows
 PRESETS = {
     "bamba": {
         "small": {"num_epochs": 100, "save_freq": 10, "min_beta_actor": 0.01},
-        "quick": {**QUICK, "num_epochs": 12, "updates_per_epoch": 1000, "critic_pretrain": 4000, "beta_actor": 0.2},
-        "base": {"d_model": 256, "d_state": 64, "headdim": 64, "n_layers": 6, "learning_rate": 3e-4},
+        "quick": {**QUICK, "num_epochs": 12, "updates_per_epoch": 1000, "critic_pretrain": 4000, "beta_actor": 0.2}
+        | {"learning_rate": 1e-3},  # so few updates want a larger one
+        "base": {"d_model": 256, "d_state": 64, "headdim": 64, "n_layers": 6},
         "upstream": UPSTREAM,
     }
 }
