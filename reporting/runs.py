@@ -160,7 +160,8 @@ def read_run(folder: Path) -> Run | None:
         return None
     head, unit = rows[0], "env_step" if "env_step" in rows[0] else "update"
     curve = [(row[unit], evaluation.headline(row)) for row in rows if "eval/return_mean" in row]
-    names = dict.fromkeys(name for row in rows[1:] for name in row if "/" in name and not name.startswith("eval/"))
+    kinds = dict.fromkeys(tuple(row) for row in rows[1:])  # few: rows of one kind have the same names
+    names = dict.fromkeys(name for kind in kinds for name in kind if "/" in name and not name.startswith("eval/"))
     metrics = {
         name: [(row[unit], row[name]) for row in rows[1:] if isinstance(row.get(name), (int, float))] for name in names
     }

@@ -85,7 +85,7 @@ def read_study(path: str) -> dict:
         if key not in KEYS:
             raise ValueError(f"{path}, line {line_of(text, str(key))}: {key} is none of {', '.join(sorted(KEYS))}")
         if key in ("agents", "datasets") and isinstance(value, str):
-            study[key] = [value]
+            study[key] = as_list(value)
     for key, (kind, words) in SHAPES.items():
         if key in study and not isinstance(study[key], kind):
             raise ValueError(f"{path}, line {line_of(text, key)}: {key} wants {words}, and is {study[key]}")
@@ -145,11 +145,14 @@ def expand(study: dict) -> list[Planned]:
         raise ValueError(located(study, why, sorted(twice)))
     values = [value if isinstance(value, list) else [value] for value in grid.values()]
     for rule in overrides:
-        lists = [rule.get(key) or [] for key in ("agents", "datasets")] if isinstance(rule, dict) else []
-        if not lists or not set(rule) <= {"datasets", "agents", "flags"} or not isinstance(rule.get("flags"), dict):
+        if (
+            not isinstance(rule, dict)
+            or not set(rule) <= {"datasets", "agents", "flags"}
+            or not isinstance(rule.get("flags"), dict)
+        ):
             raise ValueError(f"the override {rule} wants flags, and datasets or agents that they are for")
         for key, known in (("agents", agents), ("datasets", study.get("datasets") or [])):
-            for name in rule.get(key) or []:
+            for name in as_list(rule.get(key)):
                 if name not in known:
                     why = f"overrides: {name} is named, which is none of the study's {key}"
                     raise ValueError(located(study, why, [name]))
@@ -162,7 +165,8 @@ def expand(study: dict) -> list[Planned]:
             chosen = dict(zip(grid, point))
             flags = {"agent": label, **(study.get("flags") or {}), **(own or {}), **chosen}
             for rule in overrides:
-                if dataset in (rule.get("datasets") or [dataset]) and label in (rule.get("agents") or [label]):
+                where, who = (as_list(rule.get(key)) for key in ("datasets", "agents"))
+                if (not where or dataset in where) and (not who or label in who):
                     flags.update(rule["flags"])
             if bad := (OURS - {"agent"}) & set(flags):
                 raise ValueError(f"{', '.join(sorted(bad))} cannot be set here: a sweep decides that itself")
@@ -171,16 +175,19 @@ def expand(study: dict) -> list[Planned]:
             words = [label, Path(str(dataset)).stem, *(f"{k}={v}" for k, v in chosen.items())]
             name = re.sub(r"[^\w.=+-]+", "-", "-".join(word for word in words if word))
             called = " ".join([label, *(f"{k}={v}" for k, v in chosen.items())])
-            with naming(study, flags, label):
-                first = planned(
-                    f"{name}-s{seeds[0]}", with_seed(flags, seeds[0]), called
-                )  # the others differ by no flag
+            with naming(study, flags, label):  # the other seeds differ by no flag
+                first = planned(f"{name}-s{seeds[0]}", with_seed(flags, seeds[0]), called)
             first = replace(first, episodes=episodes)
             runs += [replace(first, name=f"{name}-s{seed}", flags=with_seed(flags, seed)) for seed in seeds]
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is wanted twice")
     return runs
+
+
+def as_list(what) -> list:
+    """A word alone is a list of one; nothing is an empty one."""
+    return [what] if isinstance(what, str) else list(what or [])
 
 
 def with_seed(flags: dict, seed: int) -> dict:

@@ -499,7 +499,7 @@ def test_one_target_a_dataset(env, kind, wanted):
     [
         ({"context_length": 0}, "take at least 1"),
         ({"context_length": 101}, "stretch of one episode"),
-        ({"n_layers": 0}, "at least 1"),
+        ({"n_layers": 0}, "from 1 to 1000"),
         ({"drop_p": 1.0}, "less than 1"),
         ({"target_return": math.nan}, "finite return"),
         ({"inference": "recurrent"}, "no state to carry"),

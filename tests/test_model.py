@@ -52,7 +52,7 @@ def test_normaliser_travels_and_survives_a_constant():
     "change, words",
     [
         ({"context_length": 0}, "take at least 1"),
-        ({"n_layers": 0}, "at least 1"),
+        ({"n_layers": 0}, "from 1 to 1000"),
         ({"drop_p": 1.0}, "less than 1"),
         ({"headdim": 7}, "headdim"),
         ({"d_model": 15}, "15"),
