@@ -26,7 +26,7 @@ from common.files import check_file_path, check_folder_path
 from common.interface import OnlineAgent
 from common.optim import count_due
 from common.run import RESUMABLE_FLAGS, Follower, OnlineRun, Run, SeedsRun
-from config import PRESETS, argv_value, parse
+from config import PRESETS, argv_value, idle_flags, parse
 
 ESTIMATE_FROM = 4000  # updates: a shorter run is over before an estimate would help
 STOP_CHECK = 20  # updates between the questions whether another process was told to stop
@@ -236,6 +236,8 @@ def main(argv: list[str] | None = None) -> int:
             kind = OnlineRun if online else Follower if distributed.rank() else Run
             run = kind(cfg, checkpoint)
     if not distributed.rank():
+        for sentence in idle_flags(run.cfg, argv):
+            print(f"notice      {sentence}")
         print(run.describe())
         if can_estimate(cfg) and estimate.updates_of(cfg) >= ESTIMATE_FROM and distributed.size() == 1:
             print(estimate_of(run, argv), flush=True)

@@ -9,7 +9,7 @@ those that come with an environment's name. Flags win over presets, presets over
 """
 
 from config.bamba import BambaConfig
-from config.command_line import CONFIGS, ENV_DEFAULTS, PRESETS, argv_value, groups_of, parse, settings_page
+from config.command_line import CONFIGS, ENV_DEFAULTS, PRESETS, argv_value, groups_of, idle_flags, parse, settings_page
 from config.decision import DMambaConfig, DMConfig, DTConfig
 from config.dqn import DQNConfig
 from config.opso import OPSOConfig, OPSOOnlineConfig
@@ -17,4 +17,4 @@ from config.ppo import MLPConfig, PPOConfig
 
 __all__ = ["CONFIGS", "ENV_DEFAULTS", "PRESETS", "BambaConfig", "DMConfig", "DMambaConfig", "DQNConfig", "DTConfig"]
 __all__ += ["MLPConfig", "OPSOConfig", "OPSOOnlineConfig", "PPOConfig"]
-__all__ += ["argv_value", "groups_of", "parse", "settings_page"]
+__all__ += ["argv_value", "groups_of", "idle_flags", "parse", "settings_page"]

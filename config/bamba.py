@@ -1,7 +1,7 @@
 """Bamba's settings."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from config.shared import (
     QUICK,
@@ -13,11 +13,20 @@ from config.shared import (
     Layers,
     Natural,
     NonNegative,
+    Only,
     OptimConfig,
     Run,
     Share,
     Training,
     check_ranges,
+    only,
+)
+
+ENCODER, MAMBA = only(encoder=("mamba2", "mamba1", "attention", "lstm")), only(encoder=("mamba2", "mamba1"))
+CRITIC, REBRAC = only(objective=("td3bc", "rebrac", "iql")), only(objective="rebrac")
+NOISE, IQL = only(objective=("td3bc", "rebrac")), only(objective="iql")
+PUBLISHED = Only(
+    "with --objective rebrac and without --beta_actor", lambda c: c.objective == "rebrac" and c.beta_actor is None
 )
 
 
@@ -27,33 +36,33 @@ class EncoderConfig:
 
     encoder: Literal["mamba2", "mamba1", "attention", "lstm", "none"] = "mamba2"
     """what mixes the states over time; none: no encoder, the heads see the present state alone, as TD3+BC's do"""
-    train_on: Literal["windows", "segments"] = "segments"
+    train_on: Annotated[Literal["windows", "segments"], ENCODER] = "segments"
     """windows: K states for one step to learn from; segments: every place of K steps in a row, many times cheaper"""
-    context_length: Count = 4
+    context_length: Annotated[Count, ENCODER] = 4
     """K, how many states the agent sees at once; with segments also how many steps in a row are trained"""
-    burn_in: Natural = 0
+    burn_in: Annotated[Natural, ENCODER] = 0
     """states before a segment that the encoder sees too, and that are not trained; at a start the first is repeated"""
     state_delta: bool = False
     """everything also sees how the state changed since the step before; for when velocities are not shown"""
-    state_skip: bool = True
+    state_skip: Annotated[bool, ENCODER] = True
     """the heads see the present state beside the embedding"""
-    d_model: Count = 64
+    d_model: Annotated[Count, ENCODER] = 64
     """D, width of the residual stream; even, because RoPE turns pairs of features"""
-    d_state: Count = 16
+    d_state: Annotated[Count, MAMBA] = 16
     """N, size of a head's memory"""
-    d_conv: Count = 4
+    d_conv: Annotated[Count, MAMBA] = 4
     """W, how many steps the causal convolution sees"""
-    expand: Count = 2
+    expand: Annotated[Count, MAMBA] = 2
     """E / D, width inside a block over width outside"""
-    headdim: Count = 32
+    headdim: Annotated[Count, only(encoder="mamba2")] = 32
     """P, features of one head; must divide expand * d_model"""
-    n_heads: Count = 4
+    n_heads: Annotated[Count, only(encoder="attention")] = 4
     """heads of --encoder attention; must divide d_model"""
-    n_layers: Layers = 2
+    n_layers: Annotated[Layers, ENCODER] = 2
     """blocks, one above the other"""
-    drop_p: Dropout = 0.0
+    drop_p: Annotated[Dropout, ENCODER] = 0.0
     """dropout on each block's output"""
-    mamba_backend: Literal["auto", "torch", "mamba_ssm", "fla"] = "auto"
+    mamba_backend: Annotated[Literal["auto", "torch", "mamba_ssm", "fla"], MAMBA] = "auto"
     """which implementation of the state-space layer runs"""
 
 
@@ -63,49 +72,49 @@ class ObjectiveConfig:
 
     objective: Literal["td3bc", "rebrac", "iql", "bc"] = "rebrac"
     """losses of actor and critic: TD3+BC, ReBRAC, implicit Q-learning, or cloning alone"""
-    alpha: NonNegative = 2.5
+    alpha: Annotated[NonNegative, only(objective="td3bc")] = 2.5
     """td3bc: how much Q is worth against cloning; 0 is behaviour cloning"""
-    beta_actor: NonNegative | None = None
+    beta_actor: Annotated[NonNegative | None, REBRAC] = None
     """rebrac: the actor's penalty on leaving the data; none: as published for the data set"""
-    min_beta_actor: NonNegative = 0.0
+    min_beta_actor: Annotated[NonNegative, PUBLISHED] = 0.0
     """rebrac: least published penalty; in a short run Q is not yet right about what is far from the data"""
-    beta_critic: NonNegative | None = None
+    beta_critic: Annotated[NonNegative | None, REBRAC] = None
     """rebrac: the critic's penalty on leaving the data; none: as published for the data set"""
-    expectile: Share = 0.7
+    expectile: Annotated[Share, IQL] = 0.7
     """iql: which expectile of Q the value is"""
-    iql_temperature: NonNegative = 3.0
+    iql_temperature: Annotated[NonNegative, IQL] = 3.0
     """iql: how steeply an action's weight rises with its advantage"""
     critic_pretrain: Natural = 10_000
     """updates at the start that fit the critics to the recorded returns and the actor to the recorded actions"""
     trust: Literal["always", "explained"] = "always"
     """explained: Q counts by the share of the returns' variance that it explains"""
-    gamma: Share = 0.99
+    gamma: Annotated[Share, CRITIC] = 0.99
     """discount"""
-    tau: Share = 0.005
+    tau: Annotated[Share, CRITIC] = 0.005
     """share of the online nets that enters their targets after each actor update"""
-    action_noise: NonNegative = 0.2
+    action_noise: Annotated[NonNegative, NOISE] = 0.2
     """sigma of the noise on the target action, as a share of the action's half range"""
-    action_noise_clip: NonNegative = 0.5
+    action_noise_clip: Annotated[NonNegative, NOISE] = 0.5
     """largest such noise"""
-    policy_freq: Count = 2
+    policy_freq: Annotated[Count, CRITIC] = 2
     """critic updates for one actor update"""
     hidden_dim: Count = 256
     """width of the heads"""
     head_depth: Layers = 3
     """hidden layers of actor and critics"""
-    critic_layernorm: bool = True
+    critic_layernorm: Annotated[bool, CRITIC] = True
     """LayerNorm behind every hidden layer of the critics; rebrac wants it"""
     lr_schedule: Literal["constant", "cosine"] = "cosine"
     """what the learning rate does after the warm-up; cosine: it ends at 0"""
     eval_ema: Share = 0.999
     """decay of a running mean of encoder and actor that acts in evaluations; 0: they act themselves"""
-    critic_input: Literal["state", "embedding", "embedding_detached"] = "state"
+    critic_input: Annotated[Literal["state", "embedding", "embedding_detached"], CRITIC] = "state"
     """what Q sees: the present state, or the embedding, which then gets the critic's gradient or does not"""
-    target_encoder: Literal["online", "ema"] = "online"
+    target_encoder: Annotated[Literal["online", "ema"], CRITIC] = "online"
     """which encoder reads the next window for the TD target: the online one without dropout, or a slow copy"""
-    beta_s: NonNegative = 1.0
+    beta_s: Annotated[NonNegative, ENCODER] = 1.0
     """weight of predicting the next state"""
-    beta_r: NonNegative = 1.0
+    beta_r: Annotated[NonNegative, ENCODER] = 1.0
     """weight of predicting the reward"""
 
 

@@ -5,7 +5,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import field, fields, make_dataclass
+from dataclasses import field, fields, make_dataclass, replace
 from functools import cache
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from config.decision import DMambaConfig, DMConfig, DTConfig
 from config.dqn import DQNConfig
 from config.opso import OPSOConfig, OPSOOnlineConfig
 from config.ppo import PPOConfig
-from config.shared import ranges_of
+from config.shared import Only, marks_of, ranges_of
 
 CONFIGS = {
     "bamba": BambaConfig,
@@ -124,6 +124,23 @@ def form_of(config: type, defaults: tuple[tuple[str, object], ...]) -> tuple[typ
 def title_of(group: type) -> str:
     """A group's name in --help: OptimConfig -> optim, UpdateSchedule -> update-schedule."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", group.__name__.removesuffix("Config")).lower()
+
+
+def is_given(name: str, argv: Sequence[str]) -> bool:
+    """Whether the command line sets a flag, by whatever spelling."""
+    words = {word.split("=", 1)[0].replace("-", "_") for word in argv if word.startswith("--")}
+    return f"__{name}" in words or f"__no_{name}" in words
+
+
+def idle_flags(cfg, argv: Sequence[str]) -> list[str]:
+    """A sentence for each flag of the command line that changes nothing in this run, because of other settings.
+
+    cfg: as the run has it, after `resolve_config`.
+    """
+    if argv_value("--preset", argv) == "auto":  # by now the name of what it chose
+        cfg = replace(cfg, preset="auto")
+    idle = {name: mark for name, mark in marks_of(type(cfg), Only).items() if is_given(name, argv)}
+    return [f"--{name} has no effect here: it counts only {m.words}" for name, m in idle.items() if not m.holds(cfg)]
 
 
 def argv_value(flag: str, argv: Sequence[str]) -> str:

@@ -14,12 +14,20 @@ from config.shared import (
     Layers,
     Natural,
     NonNegative,
+    Only,
     OptimConfig,
     Range,
     Run,
     Share,
     Training,
     check_ranges,
+    only,
+)
+
+EVOLVING = only(self_evolution=("snapshot", "ema"))
+ON_RETURNS = Only(
+    "for a policy that acts on returns (dt, dmamba, dm)",
+    lambda cfg: cfg.agent != "ppo" or (cfg.policy or {}).get("system") in ("dt", "dmamba", "dm"),
 )
 
 
@@ -89,11 +97,11 @@ class SequenceLoss:
     """weight of predicting the next return-to-go; 0 leaves the head out"""
     self_evolution: Literal["off", "snapshot", "ema"] = "off"
     """soften labels toward an older policy: a copy renewed every refresh_every updates, or a running mean"""
-    alpha_T: Share = 0.85
+    alpha_T: Annotated[Share, EVOLVING] = 0.85
     """the older policy's share beta rises linearly to this at the end of training ..."""
-    beta_cap: Share = 0.5
+    beta_cap: Annotated[Share, EVOLVING] = 0.5
     """... but not above this"""
-    refresh_every: Count = 2500
+    refresh_every: Annotated[Count, EVOLVING] = 2500
     """updates between steps of beta, and between copies of the older policy"""
 
 
@@ -101,7 +109,7 @@ class SequenceLoss:
 class Returns:
     """what is asked for when acting, and how much of the past is looked at"""
 
-    target_return: Annotated[float | None, Range()] = None
+    target_return: Annotated[float | None, Range(), ON_RETURNS] = None
     """the return asked for; none: the one in decision_transformer.TARGETS for the body and data"""
     inference: Literal["window", "recurrent", "staggered"] = "window"
     """the last K steps anew; one state that remembers all; two states that restart in turn, never older than K"""

@@ -1,7 +1,7 @@
 """The settings of DQN on windows. The defaults are LunarLander-v3's; `ENV_DEFAULTS` has the other published ones."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from config.shared import (
     Agent,
@@ -16,7 +16,12 @@ from config.shared import (
     Share,
     UpdateSchedule,
     check_ranges,
+    only,
+    only_above_0,
 )
+
+WINDOW, MAMBA = only(mixer=("mamba", "lstm", "transformer")), only(mixer="mamba")
+ATTENTION, PRIORITIES = only(mixer="transformer"), only_above_0("per_alpha")
 
 
 @dataclass(frozen=True)
@@ -35,21 +40,21 @@ class Network:
 
     mixer: Literal["mamba", "lstm", "transformer", "none"] = "mamba"
     """mamba, lstm and transformer read the window; none sees its newest frame alone, which is plain DQN"""
-    context_length: Count = 10
+    context_length: Annotated[Count, WINDOW] = 10
     """L, how many observations the agent sees at once"""
-    embed_dim: Count = 256
+    embed_dim: Annotated[Count, only(cnn=False)] = 256
     """width of the hidden layer that embeds an observation"""
     d_model: Count = 128
     """D, width of an embedded observation and of the latent"""
-    d_state: Count = 64
+    d_state: Annotated[Count, MAMBA] = 64
     """mamba: N, numbers remembered by each of the expand * d_model channels"""
-    d_conv: Count = 4
+    d_conv: Annotated[Count, MAMBA] = 4
     """mamba: W, how many observations the causal convolution sees"""
-    expand: Count = 2
+    expand: Annotated[Count, MAMBA] = 2
     """mamba: E / D, width inside the mixer over width outside"""
-    n_heads: Count = 4
+    n_heads: Annotated[Count, ATTENTION] = 4
     """transformer: heads; must divide d_model"""
-    ff_dim: Count = 256
+    ff_dim: Annotated[Count, ATTENTION] = 256
     """transformer: width of the hidden layer behind the attention"""
     residual: bool = False
     """add the newest embedding to the latent; not as published"""
@@ -67,7 +72,7 @@ class QLearning:
     """double DQN: the network chooses the target's action, the target network values it"""
     truncation: Literal["bootstrap", "terminal"] = "bootstrap"
     """what a time limit is to the target: only an end of the recording, or, as published, a death"""
-    td_clip: NonNegative = 1.0
+    td_clip: Annotated[NonNegative, PRIORITIES] = 1.0
     """largest TD error that counts for a priority; 0: no limit"""
     amsgrad: bool = False
     """AdamW divides by the greatest second moment so far; as published for Pong"""
@@ -85,15 +90,15 @@ class Replay:
 
     per_alpha: NonNegative = 0.6
     """power of the TD error in a priority; 0: all transitions are equally likely"""
-    per_beta: Share = 0.4
+    per_beta: Annotated[Share, PRIORITIES] = 0.4
     """power of the weights that correct for it, at first; 1 at last"""
-    per_beta_steps: Count = 200_000
+    per_beta_steps: Annotated[Count, PRIORITIES] = 200_000
     """environment steps over which that power rises, linearly"""
-    per_eps: NonNegative = 1e-6
+    per_eps: Annotated[NonNegative, PRIORITIES] = 1e-6
     """added to a TD error, so that every transition keeps a chance"""
     latent: Literal["store", "off", "refresh", "drift"] = "store"
     """stored latents: keep, keep none, renew when drawn and report their drift, also penalise that drift"""
-    drift_coef: NonNegative = 1e-3
+    drift_coef: Annotated[NonNegative, only(latent="drift")] = 1e-3
     """weight of that penalty, with --latent drift alone"""
 
 

@@ -13,6 +13,7 @@ from config.shared import (
     Natural,
     NonNegative,
     Online,
+    Only,
     OptimConfig,
     Positive,
     Range,
@@ -21,6 +22,15 @@ from config.shared import (
     Training,
     UpdateSchedule,
     check_ranges,
+    only,
+    only_above_0,
+)
+
+HISTORY, FOCAL = only(history=True), only(focal=True)
+PROPOSER, WRONG_ANSWERS = only(proposer="latent"), only_above_0("beta_n")
+UNSEEN_ACTIONS = Only(
+    "if inverse dynamics saw no action before (--inverse_data online, or --inverse_fraction 0)",
+    lambda cfg: cfg.inverse_data == "online" or not cfg.inverse_fraction,
 )
 
 
@@ -40,7 +50,7 @@ class GoalData:
     """learn from the first so many episodes; -1: from all"""
     inverse_data: Literal["fraction", "online"] = "fraction"
     """whose actions inverse dynamics may see: those of inverse_fraction of the episodes; online: none before phase 2"""
-    inverse_fraction: Share = 1.0
+    inverse_fraction: Annotated[Share, only(inverse_data="fraction")] = 1.0
     """f, share of the episodes whose actions may be used; it stands beside every score"""
 
 
@@ -104,9 +114,9 @@ class LossWeights:
     """weight of telling whether the goal is reached"""
     beta_n: NonNegative = 0.1
     """weight of InfoNCE between latents a few steps apart"""
-    nce_temperature: Positive = 0.1
+    nce_temperature: Annotated[Positive, WRONG_ANSWERS] = 0.1
     """of InfoNCE's scores"""
-    nce_bank: Natural = 256
+    nce_bank: Annotated[Natural, WRONG_ANSWERS] = 256
     """latents of earlier batches that serve as wrong answers; 0: those of the batch alone"""
 
 
@@ -130,9 +140,9 @@ class AsPublished:
 
     history: bool = False
     """a latent is of the states so far, as published; else of one state: histories give the recorded way away"""
-    pool: Literal["last", "attention"] = "last"
+    pool: Annotated[Literal["last", "attention"], HISTORY] = "last"
     """what a history is read from: its last place, or a weighted mean of all, as published"""
-    rope: bool = False
+    rope: Annotated[bool, HISTORY] = False
     """turn features by their place, as published"""
     drop_p: Dropout = 0.0
     """dropout on the embedded states and on each block's output"""
@@ -144,23 +154,23 @@ class AsPublished:
     """weight of aligning steps with the direction of the goal"""
     focal: bool = False
     """the focal loss for the success head, in place of weighing up its rare positives"""
-    focal_alpha: NonNegative = 0.25
+    focal_alpha: Annotated[NonNegative, FOCAL] = 0.25
     """its scale"""
-    focal_gamma: NonNegative = 2.0
+    focal_gamma: Annotated[NonNegative, FOCAL] = 2.0
     """its power: how little the easy ones count"""
     proposer: Literal["latent", "none"] = "latent"
     """latent: propose z*, then inverse dynamics; none: act on the goal directly, as GCIVL and cloning do"""
-    goal_in_reach: bool = True
+    goal_in_reach: Annotated[bool, PROPOSER] = True
     """a goal that V puts within K steps is moved to itself; off: proposals to the last, as published"""
     inverse_goal: bool = False
     """inverse dynamics also sees the goal, as published: good with recorded actions, bad with its own (f = 0)"""
     weigh_inverse: bool = True
     """weigh inverse dynamics so too"""
-    lambda_q: NonNegative = 0.0
+    lambda_q: Annotated[NonNegative, PROPOSER] = 0.0
     """how much the proposer also climbs Q; for proposal_steps 1"""
-    select: Literal["proposer", "q"] = "proposer"
+    select: Annotated[Literal["proposer", "q"], PROPOSER] = "proposer"
     """q: choose among candidates by Q when acting; for proposal_steps 1"""
-    q_candidates: Natural = 16
+    q_candidates: Annotated[Natural, only(proposer="latent", select="q")] = 16
     """noisy copies of the proposal among these candidates, beside 8 on the straight way to the goal"""
 
 
@@ -182,7 +192,7 @@ class Exploration:
     """noise on actions, as a share of their half range, at first ..."""
     sigma_end: NonNegative = 0.05
     """... and at last"""
-    random_steps: Natural = 10_000
+    random_steps: Annotated[Natural, UNSEEN_ACTIONS] = 10_000
     """environment steps of uniformly random actions at first, if inverse dynamics has seen no action yet"""
     offline_share: Share = 0.5
     """share of a batch that comes from the offline data"""

@@ -13,12 +13,19 @@ from config.shared import (
     Natural,
     NonNegative,
     Online,
+    Only,
     Precision,
     Range,
     Run,
     Share,
     check_ranges,
+    only,
 )
+
+NEW, NEW_MLP = only(init="none"), only(init="none", mixer="mlp")
+TRAINED = Only("with a checkpoint as --init", lambda cfg: cfg.init != "none")
+ANCHORED = Only("with a checkpoint as --init and --kl_coef above 0", lambda cfg: cfg.init != "none" and cfg.kl_coef > 0)
+CLONING = Only("with a checkpoint as --init and --bc_coef above 0", lambda cfg: cfg.init != "none" and cfg.bc_coef > 0)
 
 
 @dataclass(frozen=True)
@@ -27,9 +34,9 @@ class PolicyInit:
 
     init: str = ""
     """a checkpoint or run folder of bamba, dt, dmamba or dm, which stays as it is; none: a new policy"""
-    mixer: Literal["mlp", "mamba2"] = "mlp"
+    mixer: Annotated[Literal["mlp", "mamba2"], NEW] = "mlp"
     """of a new policy: an MLP on the present state, or Bamba's encoder of the last K states, small"""
-    hidden_dim: Count = 64
+    hidden_dim: Annotated[Count, NEW_MLP] = 64
     """of a new MLP: width of its two layers"""
     env: str = ""
     """where to act; none: the environment of the checkpoint's data, and for a new policy hopper"""
@@ -94,19 +101,19 @@ class PolicyGradient:
 class Regularizers:
     """what keeps a trained policy from collapse; a new policy has none of it"""
 
-    kl_coef: NonNegative = 0.1
+    kl_coef: Annotated[NonNegative, TRAINED] = 0.1
     """weight of KL(policy, offline policy) at first; it adapts so that the KL follows its target; 0: no anchor"""
-    kl_start: NonNegative = 0.02
+    kl_start: Annotated[NonNegative, ANCHORED] = 0.02
     """target of that KL at first, nats per action dim ..."""
-    kl_end: NonNegative = 0.5
+    kl_end: Annotated[NonNegative, ANCHORED] = 0.5
     """... and at last, linearly"""
-    bc_coef: NonNegative = 0.5
+    bc_coef: Annotated[NonNegative, TRAINED] = 0.5
     """weight of cloning the offline data at first, 0 from the middle of the run; 0: never, and no data are needed"""
-    bc_batch: Count = 64
+    bc_batch: Annotated[Count, CLONING] = 64
     """offline windows cloned in one update"""
-    value_warmup: Natural = 10
+    value_warmup: Annotated[Natural, TRAINED] = 10
     """iterations at most in which the value alone learns, before the policy does ..."""
-    warm_enough: Share = 0.5
+    warm_enough: Annotated[Share, TRAINED] = 0.5
     """... or until it explains this share of the returns' variance"""
 
 

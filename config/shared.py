@@ -1,7 +1,10 @@
-"""What several agents are told: the groups of settings that they share, and ranges that stand beside the fields."""
+"""What several agents are told: the groups of settings that they share. Beside a field stand the values that it may
+have (`Range`) and when it counts at all (`Only`)."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, get_args
 
 
@@ -25,6 +28,30 @@ class Range(NamedTuple):
         if self.above or self.below or self.low is None:
             return f"{low} and {'less than' if self.below else 'at most'} {self.high:g}"
         return f"from {self.low:g} to {self.high:g}"
+
+
+class Only(NamedTuple):
+    """A setting that counts under a condition. Given where that does not hold, it is said to have no effect."""
+
+    words: str  # behind "it counts only"
+    holds: Callable  # the settings -> whether it counts
+
+
+def only(**wanted) -> Only:
+    """It counts while the other settings have these values, or one of such a tuple: only(objective="td3bc")"""
+    allowed = {name: value if isinstance(value, tuple) else (value,) for name, value in wanted.items()}
+    parts = []
+    for name, values in allowed.items():
+        if isinstance(values[0], bool):
+            parts.append(f"{'with' if values[0] else 'without'} --{name}")
+        else:
+            parts.append(f"with --{name} {', '.join(values[:-1])}{' or ' if values[1:] else ''}{values[-1]}")
+    return Only(" and ".join(parts), lambda cfg: all(getattr(cfg, name) in values for name, values in allowed.items()))
+
+
+def only_above_0(name: str) -> Only:
+    """It counts while another number is more than 0: a weight that switches something on."""
+    return Only(f"with --{name} above 0", lambda cfg: getattr(cfg, name) > 0)
 
 
 Count = Annotated[int, Range(1)]
@@ -53,7 +80,7 @@ class Run:
     preset: Preset = "none"
     """named settings, applied before the other flags: quick = minutes on a CPU core, small = an hour or two, auto = the
     longest that ends within --hours here (offline agents, on a CPU)"""
-    hours: Positive = 1.0
+    hours: Annotated[Positive, only(preset="auto")] = 1.0
     """of --preset auto: how long the run may take"""
     seed: Natural = 42
     """one number seeds network, data order and noise"""
@@ -70,6 +97,15 @@ class Run:
     """also log to Weights & Biases (pip install wandb)"""
 
 
+def named_by_d4rl(cfg) -> bool:
+    """Whether the data are D4RL's or stand in for them, not a file of one's own, and not Minari's."""
+    return not cfg.dataset.startswith("minari:") and Path(cfg.dataset).suffix not in (".hdf5", ".h5")
+
+
+NAMED_BY_D4RL = Only("for data that D4RL names", named_by_d4rl)
+ROLLED_OUT = Only("for data that D4RL names, and not with --data d4rl", lambda c: named_by_d4rl(c) and c.data != "d4rl")
+
+
 @dataclass(frozen=True)
 class Data:
     """what to learn from"""
@@ -78,13 +114,13 @@ class Data:
     """body: hopper, walker2d, halfcheetah or ant; with a file as --dataset also Gymnasium's ids, such as Pendulum-v1"""
     dataset_type: Literal["random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"] = "medium"
     """who collected the data"""
-    data: Literal["auto", "d4rl", "local"] = "auto"
+    data: Annotated[Literal["auto", "d4rl", "local"], NAMED_BY_D4RL] = "auto"
     """d4rl: D4RL's own file, downloaded if missing; local: rolled out here; auto: local only if D4RL's cannot be had"""
     dataset_dir: str = "./datasets"
     """where dataset files lie"""
     dataset: str = ""
     """instead of the above: hopper-medium-v2; minari:mujoco/hopper/medium-v0; or a .hdf5 file in D4RL's layout"""
-    local_transitions: Natural = 0
+    local_transitions: Annotated[Natural, ROLLED_OUT] = 0
     """how many transitions a local dataset holds; 0: 1M, and for medium-replay as many as D4RL's (202k to 402k)"""
     pct_traj: ShareAbove0 = 1.0
     """learn from the episodes of highest return that hold this share of the transitions; with cloning: %BC"""
@@ -184,14 +220,24 @@ class Compute:
 
 def ranges_of(config: type) -> dict[str, Range]:
     """The range of every number among a config's settings."""
+    return marks_of(config, Range)
+
+
+def marks_of(config: type, wanted: type) -> dict:
+    """What of this type stands beside a config's settings, by their names."""
     found = {}
     for kind in config.__mro__:  # the most derived annotation that has one
         for name, hint in inspect.get_annotations(kind).items():
-            marks = [mark for part in (hint, *get_args(hint)) for mark in getattr(part, "__metadata__", ())]
-            ranges = [mark for mark in marks if isinstance(mark, Range)]
-            if ranges:
-                found.setdefault(name, ranges[0])
+            marks = [mark for mark in metadata_of(hint) if isinstance(mark, wanted)]
+            if marks:
+                found.setdefault(name, marks[0])
     return found
+
+
+def metadata_of(hint) -> list:
+    """Everything beside a type and the types that it is made of: Annotated[Annotated[int, a] | None, b] -> [b, a]"""
+    own = list(getattr(hint, "__metadata__", ()))
+    return own + [mark for part in get_args(hint) for mark in metadata_of(part)]
 
 
 def check_ranges(cfg) -> None:
