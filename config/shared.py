@@ -103,6 +103,7 @@ def named_by_d4rl(cfg) -> bool:
 
 
 NAMED_BY_D4RL = Only("for data that D4RL names", named_by_d4rl)
+ONES_OWN = Only("for a file as --dataset", lambda c: bool(c.dataset) and not named_by_d4rl(c))
 ROLLED_OUT = Only("for data that D4RL names, and not with --data d4rl", lambda c: named_by_d4rl(c) and c.data != "d4rl")
 
 
@@ -126,6 +127,8 @@ class Data:
     """learn from the episodes of highest return that hold this share of the transitions; with cloning: %BC"""
     observe: str = "full"
     """what is shown of states, in data and environment: full, positions, noisy:0.1, delay:3, drop:0.1, flicker:0.2"""
+    ant_contacts: Annotated[Literal["refuse", "drop"], ONES_OWN] = "refuse"
+    """what becomes of a file of ant's whose last 84 of 111 state dims, the contact forces, are not zero"""
     env_version: str = "v4"
     """version of D4RL's bodies in Gymnasium; v4 moves as D4RL's did"""
 

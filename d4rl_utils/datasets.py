@@ -36,7 +36,7 @@ def _whole(cfg) -> Dataset:
         return read_minari(want.place)
     if want.kind == "d4rl":
         return open_dataset(want.env, want.dataset_type, want.data, cfg.dataset_dir, cfg.local_transitions)
-    dataset = read_hdf5(want.place, time_limit(want.env))
+    dataset = read_hdf5(want.place, time_limit(want.env), drop_contacts=cfg.ant_contacts == "drop")
     if dataset.identity.source in ("d4rl", "local") and want.env in ENVS:
         # walker2d and halfcheetah have the same dims, so nothing else would notice
         body, _ = split_name(dataset.identity.name)

@@ -10,7 +10,8 @@ The layout: `observations` (N, S), `actions` (N, A), `rewards` (N), `terminals` 
   3. the last episode has no end: it is kept as cut by time (without `next_observations` its last row falls under 2).
 
 D4RL's ant files have 111 state dims, the last 84 of them zero throughout (contact forces that were never computed);
-they are checked and left out, which makes the states those of Gymnasium's Ant-v4.
+they are checked and left out, which makes the states those of Gymnasium's Ant-v4. Where they are not zero, only
+who says `drop_contacts` gets the rest.
 
 What was read is kept as plain .npy files in `<folder of the file>/.cache/`, and memory-mapped from there as long as the
 file's size and modification time stay the same.
@@ -95,9 +96,12 @@ def episode_returns(transitions: Transitions) -> np.ndarray:
     return np.add.reduceat(transitions.rewards, starts, dtype=np.float64)
 
 
-def read_hdf5(path: str | Path, max_episode_steps: int = 1000, cache: bool = True) -> Dataset:
+def read_hdf5(
+    path: str | Path, max_episode_steps: int = 1000, cache: bool = True, drop_contacts: bool = False
+) -> Dataset:
     """Read a file in D4RL's layout. `max_episode_steps` matters only where the file has no `timeouts`.
 
+    drop_contacts: leave ant's contact forces out though they are not zero; else such a file is refused.
     A file whose bytes are those of D4RL gets D4RL's name, one made by `d4rl_utils.local` its own, others their stem.
     Raises FileNotFoundError, and ValueError for a file that is not HDF5, is damaged, or cannot be trained on.
     """
@@ -105,7 +109,7 @@ def read_hdf5(path: str | Path, max_episode_steps: int = 1000, cache: bool = Tru
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file.")
     if not cache:
-        return _dataset(path, *_read(path, max_episode_steps))
+        return _dataset(path, *_read(path, max_episode_steps), drop_contacts)
     try:
         found = _from_cache(path, max_episode_steps)
         if found is None:
@@ -114,11 +118,18 @@ def read_hdf5(path: str | Path, max_episode_steps: int = 1000, cache: bool = Tru
     except OSError as error:
         log.warning("%s: no cache can be kept beside it (%s); every start reads it anew.", path, error)
         found = _read(path, max_episode_steps)
-    return _dataset(path, *found)
+    return _dataset(path, *found, drop_contacts)
 
 
-def _dataset(path: Path, transitions: Transitions, facts: dict) -> Dataset:
+def _dataset(path: Path, transitions: Transitions, facts: dict, drop_contacts: bool) -> Dataset:
     """Say what has to be said about the file, and name it."""
+    if contacts := facts.get("contacts"):
+        if not drop_contacts:
+            raise Unusable(
+                f"{path} {contacts} The environment here has no contact forces, so an agent that sees them could not "
+                "be evaluated: train without them (--ant_contacts drop), or record the data with Ant-v4."
+            )
+        log.warning("%s %s They are left out (--ant_contacts drop).", path, contacts)
     for note in facts["notes"]:
         log.warning("%s: %s", path, note)
     name, source = path.stem, "custom"
@@ -211,7 +222,7 @@ def _read(path: Path, max_episode_steps: int) -> tuple[Transitions, dict]:
         raise ValueError(f"{path} is not an HDF5 file. Was a web page saved in its place? Remove it and get it again.")
     try:
         with h5py.File(path, "r") as file:
-            columns, shapes = _columns(path, file)
+            columns, shapes, contacts = _columns(path, file)
             local_name = str(file.attrs["name"]) if file.attrs.get("made_by") == MADE_BY else None
     except Unusable:
         raise
@@ -228,11 +239,13 @@ def _read(path: Path, max_episode_steps: int) -> tuple[Transitions, dict]:
         "max_episode_steps": max_episode_steps,
         "local_name": local_name,
         "notes": [*shapes, *notes],
+        "contacts": contacts,
     }
 
 
-def _columns(path: Path, file) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The layout's arrays, float32 and bool, of one length, finite; and which had another shape."""
+def _columns(path: Path, file) -> tuple[dict[str, np.ndarray], list[str], str]:
+    """The layout's arrays, float32 and bool, of one length, finite; which had another shape; and, in words, where there
+    are contact forces."""
     import h5py
 
     dims = {"observations": 2, "actions": 2, "rewards": 1, "terminals": 1, "timeouts": 1, "next_observations": 2}
@@ -278,11 +291,16 @@ def _columns(path: Path, file) -> tuple[dict[str, np.ndarray], list[str]]:
             f"{path}: 'next_observations' has shape {columns['next_observations'].shape}, "
             f"'observations' {columns['observations'].shape}; they must be the same."
         )
+    contacts = ""
     if (columns["observations"].shape[1], columns["actions"].shape[1]) == ANT_WITH_CONTACTS:
-        for key in ("observations", "next_observations"):
-            if key in columns:
-                columns[key] = _without_contacts(path, key, columns[key])
-    return columns, notes
+        keep = DIMS["ant"][0]
+        for key in [k for k in ("observations", "next_observations") if k in columns]:
+            used = columns[key][:, keep:].any(1)
+            if used.any():
+                contacts = f"has 111 state dims as D4RL's ant, but the last 84 are not all zero ('{key}', first in row "
+                contacts += f"{used.argmax()}, in {used.sum():,} of {len(used):,})."
+            columns[key] = columns[key][:, :keep].copy()
+    return columns, notes, contacts
 
 
 def _checked(path: Path, key: str, values: np.ndarray) -> np.ndarray:
@@ -326,19 +344,6 @@ def _check_place(path: Path, file, key: str) -> None:
             f"{path}: '{key}' does not lie in this file but in {other}. Write all columns into one file "
             "(h5py: target[key] = source[key][:])."
         )
-
-
-def _without_contacts(path: Path, key: str, states: np.ndarray) -> np.ndarray:
-    """Ant's 27 dims of 111, after a look at the other 84."""
-    keep = DIMS["ant"][0]
-    used = states[:, keep:].any(1)
-    if used.any():
-        raise Unusable(
-            f"{path}: '{key}' has 111 dims as D4RL's ant has, but the last 84 are not all zero (first in row "
-            f"{used.argmax()}). The environment here has no contact forces, so an agent trained on them could not be "
-            "evaluated. Record the data with Ant-v4, or cut the observations to the first 27."
-        )
-    return states[:, :keep].copy()
 
 
 def _transitions(path: Path, columns: dict[str, np.ndarray], max_episode_steps: int) -> tuple[Transitions, list[str]]:

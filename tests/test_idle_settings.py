@@ -110,7 +110,7 @@ SMALL = {
 LEARN = {"bamba": learn_offline, "dm": learn_offline, "opso": learn_goals, "ppo": learn_online}
 LEARN["dqn"] = learn_discrete
 # said of data that are not made for this test, of how a run begins, and of how it acts at first
-ELSEWHERE = {"hours", "data", "local_transitions", "mamba_backend", "random_steps", "inverse_fraction"}
+ELSEWHERE = {"hours", "data", "local_transitions", "ant_contacts", "mamba_backend", "random_steps", "inverse_fraction"}
 
 
 @pytest.mark.parametrize("agent, world", [(agent, i) for agent, worlds in WORLDS.items() for i in range(len(worlds))])
