@@ -220,6 +220,12 @@ def check_parallel(cfg, agent_class: type) -> None:
         raise ValueError("--num_seeds makes several runs in one process: leave torchrun and --wandb away")
 
 
+def what_is_left(run: Run | SeedsRun) -> str:
+    """After an error: where to go on from."""
+    path = run.last_good()
+    return f"The last good checkpoint is {path}" if path.exists() else "No checkpoint had been written yet"
+
+
 def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     argv = sys.argv[1:] if argv is None else argv
@@ -242,12 +248,18 @@ def main(argv: list[str] | None = None) -> int:
         if can_estimate(cfg) and estimate.updates_of(cfg) >= ESTIMATE_FROM and distributed.size() == 1:
             print(estimate_of(run, argv), flush=True)
     try:
-        return train_online(run) if online else train_offline(run)
+        try:
+            return train_online(run) if online else train_offline(run)
+        finally:
+            run.close()
     except (FloatingPointError, CaptureError, EnvFault) as error:
-        print(f"error: {error}. The last good checkpoint is {run.last_good()}", file=sys.stderr)
+        print(f"error: {error}. {what_is_left(run)}", file=sys.stderr)
+        return 1
+    except OSError as error:  # of a disk that is full, most often
+        then = f"; when that is mended: python trainer.py --resume {run.folder}" if run.last_good().exists() else ""
+        print(f"error: {error}. {what_is_left(run)}{then}", file=sys.stderr)
         return 1
     finally:
-        run.close()
         distributed.leave()
 
 

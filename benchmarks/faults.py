@@ -1,30 +1,45 @@
-"""What goes wrong, and what becomes of it: damaged files against the readers, bad flags against the trainer.
+"""What goes wrong, and what becomes of it: damaged files, bad flags, kills and a full disk.
 
-    python benchmarks/faults.py [--checkpoints 2000] [--files 1000] [--commands 300] [--seed 0]
+    python benchmarks/faults.py [--checkpoints 2000] [--files 1000] [--commands 300] [--kills 200] [--full_disks 100]
 
 Small whole files are damaged at random (bits flipped, blocks zeroed, overwritten, repeated, swapped, removed, head or
 tail cut) and opened: checkpoints of format 2 and 1, D4RL's layout plain, gzipped and with Fletcher's sums, OGBench's
 layout stored and deflated. `refused`: a ValueError's sentence. `same`: the damage hit nothing that is read. `other`:
 read with other values, which no reader can know of a file without sums; of a checkpoint it must never happen.
-`traceback`: any other error, `crash` and `hang` (60 s): the process. Goals: none of the last three.
 
 Commands train every agent for a moment on small data, with one flag at a value that is at the edge or beyond: negative,
-0, huge, not finite, empty, long, other letters. `refused`: a sentence, and another exit status than 0; `accepted`: it
-trained to the end, or was still training after `PATIENCE` seconds. Each has `MEMORY` bytes at most.
+0, huge, not finite, empty, long, other letters. `refused`: a sentence, and another exit status than 0; `said`: it
+trained, and said that the flag has no effect; `accepted`: it trained to the end, or was still training after `PATIENCE`
+seconds. Each has `MEMORY` bytes at most.
+
+Trainings of some 40 updates with a checkpoint every few are killed (SIGKILL) at random moments and resumed, or can
+write to no file from a random moment on (RLIMIT_FSIZE), say so, and are resumed with room. `same`: they end with the
+checkpoint, the log and the files of one that nothing happened to, to the bit; `other`: they do not; `lost`: they cannot
+be gone on from.
+
+`traceback`: any other error; `crash` and `hang` (60 s): of the process. Goals: none of these, no `lost`, and `other` of
+data files alone.
 """
 
 import argparse
+import importlib
 import json
 import logging
 import multiprocessing
 import os
 import random
 import resource
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +48,7 @@ from harness import ROOT, write
 
 import trainer
 from common import checkpoint
-from common.logger import put_into_page
+from common.logger import put_into_page, read_log
 from d4rl_utils import read_hdf5
 from ogbench_utils import read_npz
 
@@ -55,7 +70,7 @@ VALUES = (
     "None",
     "[]",
 )
-OUTCOMES = ("refused", "same", "other", "accepted", "traceback", "crash", "hang")
+OUTCOMES = ("refused", "same", "other", "accepted", "said", "lost", "traceback", "crash", "hang")
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
@@ -137,6 +152,11 @@ def episodes_of(path: Path) -> list[np.ndarray]:
 
 def content_of(path: Path) -> list[np.ndarray]:
     """All numbers of a checkpoint, and the rest as text."""
+    return numbers_of(checkpoint.read_checkpoint(path))
+
+
+def numbers_of(ckpt: dict) -> list[np.ndarray]:
+    """The tensors in a checkpoint, and the rest as text."""
     numbers, words = [], []
 
     def walk(what) -> None:
@@ -152,7 +172,7 @@ def content_of(path: Path) -> list[np.ndarray]:
         else:
             words.append(repr(what))
 
-    walk(checkpoint.read_checkpoint(path))
+    walk(ckpt)
     return [*numbers, np.frombuffer("\n".join(words).encode(), np.uint8)]
 
 
@@ -279,9 +299,9 @@ def train_briefly(argv: list[str], out: Path) -> None:
     sys.exit(trainer.main([*argv, f"--output_dir={out}"]))
 
 
-def try_commands(seeds: range, folder: Path) -> tuple[Counter, dict[str, str]]:
-    """Outcomes of so many bad commands, and examples of the bad ones."""
-    counts, examples, known = Counter(), {}, commands(folder)
+def try_commands(seeds: range, folder: Path) -> tuple[Counter, dict[str, str], list[str]]:
+    """Outcomes of so many bad commands, examples of the bad ones, and which were accepted."""
+    counts, examples, accepted, known = Counter(), {}, [], commands(folder)
     for seed in seeds:
         argv = bad_command(seed, known)
         with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -298,10 +318,209 @@ def try_commands(seeds: range, folder: Path) -> tuple[Counter, dict[str, str]]:
                 outcome = "crash"
             else:
                 outcome = "traceback" if "Traceback" in said else "refused" if process.exitcode else "accepted"
+            if outcome == "accepted" and " has no effect here: " in said:
+                outcome = "said"
         counts[outcome] += 1
-        if outcome not in ("refused", "accepted"):
+        if outcome == "accepted":
+            accepted.append(" ".join([argv[1] if argv[0] == "--agent" else argv[0].split("=")[1], argv[-1][:80]]))
+        elif outcome not in ("refused", "said"):
             examples[f"{outcome}, seed {seed}"] = f"{argv[-1][:80]} of {argv[0:2]}: {said.strip()[-200:]}"
+    return counts, examples, accepted
+
+
+# -- kills, and a full disk ------------------------------------------------------------------------
+
+
+def short_runs(folder: Path) -> dict[str, list[str]]:
+    """For each agent a command of seconds that saves often. OPSO's second phase has its first one made here.
+
+    What the trainer imports late is imported here, once for all the processes that are forked from this one.
+    """
+    folder.mkdir(exist_ok=True)
+    late = ("gymnasium", "mujoco", "matplotlib.pyplot", "tyro", "h5py", "torch._dynamo")
+    for module in {*late, *(module for module, _ in checkpoint.AGENTS.values())}:
+        importlib.import_module(module)
+    lengths = {
+        "bamba": ["--num_epochs=8", "--updates_per_epoch=5", "--eval_freq=4", "--save_freq=1"],
+        "dm": ["--num_epochs=8", "--updates_per_epoch=5", "--eval_freq=4", "--save_freq=1", "--refresh_every=10"],
+        "dqn": ["--env_steps=400", "--save_every=40", "--eval_every=200"],
+        "ppo": ["--env_steps=320", "--save_every=32", "--eval_every=160"],
+    }
+    known = commands(folder)
+    found = {name: [*known[name], *more] for name, more in lengths.items()}
+    first = folder / "first"
+    train_apart(known["opso"], first)
+    (init,) = first.glob("*-opso-*")
+    phase_1 = ("--agent", "--num_epochs", "--updates_per_epoch")
+    own = [word for word in known["opso"] if word.split("=")[0] not in phase_1]
+    found["opso_online"] = ["--agent=opso_online", *own, f"--init={init}", "--env_steps=300", "--save_every=30"]
+    found["opso_online"] += ["--learn_start=40", "--eval_every=150", "--num_final_episodes=1"]
+    return found
+
+
+def train_apart(argv: list[str], out: Path, kill: float | None = None, full: float | None = None) -> tuple[int, str]:
+    """The trainer in a process of its own: (exit status, what it said). kill: SIGKILL after so many seconds. full: from
+    then on no file can be written to. A hang is -999."""
+    out.mkdir(parents=True, exist_ok=True)
+    read, write_end = os.pipe()
+    process = multiprocessing.get_context("fork").Process(target=train_into, args=(argv, out, write_end, full))
+    process.start()
+    os.close(write_end)
+    said: list[bytes] = []
+    reader = threading.Thread(target=lambda: said.extend(iter(partial(os.read, read, 65536), b"")))
+    reader.start()
+    process.join(PATIENCE if kill is None else kill)
+    hangs = process.is_alive()
+    if hangs:
+        process.kill()
+        process.join()
+    reader.join()
+    os.close(read)
+    return -999 if hangs and kill is None else process.exitcode, b"".join(said).decode(errors="replace")
+
+
+def train_into(argv: list[str], out: Path, pipe: int, full: float | None) -> None:
+    """In a forked process: what it says goes into the pipe, which a full disk does not touch."""
+    os.dup2(pipe, 1)
+    os.dup2(pipe, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    if full is not None:
+        limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        threading.Timer(full, limit).start()
+    sys.exit(trainer.main([*argv, f"--output_dir={out}"]))
+
+
+def run_in(out: Path) -> Path | None:
+    """The folder of the run that is begun in `out`: the one with a checkpoint. Others ended before their first."""
+    found = sorted(out.glob("*/last_checkpoint.pt"))
+    return found[-1].parent if found else None
+
+
+def end_of(folder: Path) -> dict[str, list]:
+    """What a finished run has come to: the numbers in its last checkpoint, the log without its times, its files."""
+    ckpt = checkpoint.read_checkpoint(folder / "last_checkpoint.pt")
+    timed = ("seconds", "updates_per_s", "steps_per_s")
+    rows = [{k: v for k, v in row.items() if k not in timed} for row in read_log(folder / "log.jsonl")[1:]]
+    return {
+        "checkpoint": numbers_of({k: v for k, v in ckpt.items() if k not in ("config", "versions")}),
+        "log": [json.dumps(row, sort_keys=True) for row in rows],
+        "files": sorted(path.name for path in folder.iterdir()),
+    }
+
+
+def differing(one: dict[str, list], other: dict[str, list]) -> str:
+    """Which of the parts of two runs' ends are not the same; of files, which."""
+    parts = [k for k, v in one.items() if len(v) != len(other[k]) or not all(map(np.array_equal, v, other[k]))]
+    return ", ".join([*parts, *({*one["files"]} ^ {*other["files"]})])
+
+
+def go_on(argv: list[str], out: Path, **trouble) -> tuple[int, str]:
+    """Resume what was begun in `out`, or begin it."""
+    begun = run_in(out)
+    return train_apart([f"--resume={begun}"] if begun else argv, out, **trouble)
+
+
+def try_trouble(what: str, count: int, seed: int, folder: Path) -> dict[str, tuple[Counter, dict[str, str]]]:
+    """For each agent, of so many kills, or so many times that the disk is full from some moment on: outcomes.
+
+    A run gets up to three of them, each followed by a resumption, and then ends undisturbed. `same`: as a run that
+    nothing ever happened to. `lost`: there was a checkpoint and it cannot be gone on from.
+    """
+    found = {}
+    for name, argv in short_runs(folder).items():
+        counts, examples, rng = Counter(), {}, random.Random(f"{seed} {name}")
+        start = time.perf_counter()
+        status, said = train_apart(argv, folder / f"{name} undisturbed")
+        if status:
+            raise SystemExit(f"the undisturbed run of {name} failed: {said[-500:]}")
+        whole, seconds = end_of(run_in(folder / f"{name} undisturbed")), time.perf_counter() - start
+        while counts.total() < count:
+            out = Path(tempfile.mkdtemp(dir=folder))
+            troubles = [rng.uniform(0, 1.1 * seconds) for _ in range(rng.randint(1, min(3, count - counts.total())))]
+            outcome, text, done = "same", "", 0
+            for moment in troubles:
+                status, said = go_on(argv, out, **{what: moment})
+                done += 1
+                if what == "full" and (outcome := judged_full(status, said)) != "same":
+                    text = said[-300:]
+                    break
+                if status == 0:  # it was over before
+                    break
+            if outcome == "same":
+                status, said = go_on(argv, out)
+                outcome = "hang" if status == -999 else "crash" if status < 0 else "lost" if status else "same"
+                text = said[-300:]
+            if outcome == "same" and (text := differing(end_of(run_in(out)), whole)):
+                outcome = "other"
+            counts[outcome] += done
+            if outcome != "same":
+                examples.setdefault(outcome, f"{[round(t, 2) for t in troubles]} s: {text.strip()}")
+            shutil.rmtree(out)
+        found[f"{TROUBLES[what]}, {name}"] = counts, examples
+    return found
+
+
+def try_sweeps(count: int, seed: int, folder: Path) -> tuple[Counter, dict[str, str]]:
+    """Outcomes of so many kills of a sweep of two runs; by chance of sweep.py alone, or of its trainers, too."""
+    argv = short_runs(folder)["bamba"]
+    dataset = next(word for word in argv if word.startswith("--dataset=")).removeprefix("--dataset=")
+    flags = {word.split("=")[0]: word for word in argv[2:] if not word.startswith("--dataset=")}  # the last one counts
+    command = [
+        sys.executable,
+        ROOT / "sweep.py",
+        "--name=all",
+        "--agents=bamba",
+        f"--datasets={dataset}",
+        "--seeds=0,1",
+    ]
+
+    def go(out: Path, kill: float | None, everyone: bool) -> tuple[int | None, str]:
+        words = [*command, "--jobs=2", *flags.values(), f"--output_dir={out}"]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            said, _ = process.communicate(timeout=kill or 4 * PATIENCE)
+            return process.returncode, said.decode(errors="replace")
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL) if everyone or kill is None else process.kill()
+            process.wait()
+            return (-999 if kill is None else None), ""
+
+    def ends(out: Path) -> list[dict[str, list]]:
+        return [end_of(path.parent) for path in sorted(out.glob("all/*/*/last_checkpoint.pt"))]
+
+    start = time.perf_counter()
+    status, said = go(folder / "sweep", None, True)
+    if status:
+        raise SystemExit(f"the undisturbed sweep failed: {said[-500:]}")
+    whole, seconds = ends(folder / "sweep"), time.perf_counter() - start
+    counts, examples, rng = Counter(), {}, random.Random(f"{seed} sweep")
+    while counts.total() < count:
+        out = Path(tempfile.mkdtemp(dir=folder))
+        kills = [(rng.uniform(0, seconds), rng.random() < 0.5) for _ in range(min(3, count - counts.total()))]
+        for moment, everyone in kills:
+            go(out, moment, everyone)
+        status, said = go(out, None, True)
+        outcome = "hang" if status == -999 else "lost" if status else "same"
+        found = ends(out) if outcome == "same" else []
+        if outcome == "same" and (len(found) != len(whole) or any(map(differing, found, whole))):
+            outcome, said = "other", ", ".join(map(differing, found, whole))
+        counts[outcome] += len(kills)
+        if outcome != "same":
+            examples.setdefault(outcome, f"{[round(t, 2) for t, _ in kills]} s: {said[-300:].strip()}")
+        shutil.rmtree(out)
     return counts, examples
+
+
+def judged_full(status: int, said: str) -> str:
+    """Of a run whose disk is full: a sentence and an exit status, unless it was over before."""
+    if status == -999:
+        return "hang"
+    if status < 0:
+        return "crash"
+    return "traceback" if "Traceback" in said or (status and "error: " not in said) else "same"
+
+
+TROUBLES = {"kill": "SIGKILL", "full": "full disk"}
 
 
 def markdown(rows: dict[str, dict]) -> str:
@@ -320,23 +539,36 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=2000, help="damaged copies of each checkpoint")
     parser.add_argument("--files", type=int, default=1000, help="damaged copies of each data file")
     parser.add_argument("--commands", type=int, default=300, help="with a flag at or beyond its edge")
+    parser.add_argument(
+        "--kills", type=int, default=200, help="of each agent's training, and a tenth of that of a sweep"
+    )
+    parser.add_argument("--full_disks", type=int, default=100, help="in each agent's training")
     parser.add_argument("--seed", type=int, default=0, help="the first of as many seeds")
     args = parser.parse_args()
-    rows = {}
+    rows, accepted = {}, []
+
+    def tell(name: str, counts: Counter, examples: dict[str, str]) -> None:
+        rows[name] = {"outcomes": counts, "examples": examples}
+        print(name, dict(counts), json.dumps(examples, indent=1) if examples else "", flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
         for part, (make, _) in PARTS.items():
             count = args.checkpoints if part == "checkpoint" else args.files
-            for name, path in make(Path(folder)).items():
-                counts, examples = try_all(part, path, range(args.seed, args.seed + count))
-                rows[name] = {"outcomes": counts, "examples": examples}
-                print(name, dict(counts), json.dumps(examples, indent=1) if examples else "", flush=True)
-        counts, examples = try_commands(range(args.seed, args.seed + args.commands), Path(folder))
-        rows["commands"] = {"outcomes": counts, "examples": examples}
-        print("commands", dict(counts), json.dumps(examples, indent=1), flush=True)
+            for name, path in make(folder).items() if count else ():
+                tell(name, *try_all(part, path, range(args.seed, args.seed + count)))
+        if args.commands:
+            *found, accepted = try_commands(range(args.seed, args.seed + args.commands), folder)
+            tell("commands", *found)
+        for what, count in {"kill": args.kills, "full": args.full_disks}.items():
+            for name, found in try_trouble(what, count, args.seed, folder / what).items() if count else ():
+                tell(name, *found)
+        if args.kills:
+            tell("SIGKILL, a sweep", *try_sweeps(args.kills // 10 + 1, args.seed, folder / "sweeps"))
     text = markdown(rows)
     print(text)
     put_into_page("python benchmarks/faults.py", text, ROOT / "docs" / "results.md")
-    print(write("faults", {"seed": args.seed, "rows": rows}))
+    print(write("faults", {"seed": args.seed, "rows": rows, "accepted": accepted}))
 
 
 if __name__ == "__main__":

@@ -99,9 +99,14 @@ def save(path: Path, agent: Agent, run: dict) -> None:
 
 
 def write(path: Path, ckpt: dict) -> None:
-    """The dictionary as a file, with the SHA-256 of its content at the end, whole or not at all."""
+    """The dictionary as a file, with the SHA-256 of its content at the end, whole or not at all. OSError: disk full"""
     with atomic_write(path) as file:
-        torch.save(ckpt, file)
+        try:
+            torch.save(ckpt, file)
+        except RuntimeError as error:  # PyTorch has no other word for a disk that takes no more
+            if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+                raise
+            raise OSError(f"{path} could not be written: is the disk full?") from error
         with open(file, "rb+") as whole:
             digest = hashlib.file_digest(whole, "sha256").digest()
             whole.write(SEAL + digest)  # behind what was read

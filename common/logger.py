@@ -41,6 +41,8 @@ def keep_previous(path: Path) -> None:
     previous = path.with_suffix(".prev" + path.suffix)
     part = previous.with_name(previous.name + ".part")
     part.unlink(missing_ok=True)
+    if previous.exists() and os.path.samefile(path, previous):  # kept before a write that failed
+        return
     try:
         os.link(path, part)
     except OSError:  # a file system without links

@@ -1,4 +1,4 @@
-"""The harness of faults: bad flags end in a sentence. (Damaged files: test_reader.py, test_checkpoint.py.)"""
+"""The harness of faults: bad flags end in a sentence, and nothing is lost. (Files: test_reader, test_checkpoint.)"""
 
 import importlib
 import sys
@@ -21,12 +21,23 @@ def faults(monkeypatch):
 
 @pytest.mark.slow
 def test_bad_flags_end_in_a_sentence_and_good_ones_train(faults, tmp_path, monkeypatch):
-    counts, examples = faults.try_commands(range(1000, 1010), tmp_path)
-    assert set(counts) <= {"refused", "accepted"} and counts["refused"] > 3, examples
+    counts, examples, accepted = faults.try_commands(range(1000, 1010), tmp_path)
+    assert set(counts) <= {"refused", "accepted", "said"} and counts["refused"] > 3, examples
+    assert len(accepted) == counts["accepted"]
     monkeypatch.setattr(faults, "bad_command", lambda seed, known: known[sorted(known)[seed]])
     for which in (0, 3):  # as they are, the commands work: bamba's, dqn's
-        counts, examples = faults.try_commands(range(which, which + 1), tmp_path)
+        counts, examples, _ = faults.try_commands(range(which, which + 1), tmp_path)
         assert counts == {"accepted": 1}, examples
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["kill", "full"])
+def test_a_training_in_trouble_ends_as_one_that_had_none(faults, tmp_path, monkeypatch, what):
+    short_runs = faults.short_runs
+    shorter = ["--env_steps=120", "--save_every=30", "--eval_every=60"]
+    monkeypatch.setattr(faults, "short_runs", lambda folder: {"dqn": [*short_runs(folder)["dqn"], *shorter]})
+    ((name, (counts, examples)),) = faults.try_trouble(what, 2, 0, tmp_path).items()
+    assert name.endswith(", dqn") and counts == {"same": 2}, examples
 
 
 def test_a_reader_that_dies_or_raises_is_counted(faults, tmp_path):

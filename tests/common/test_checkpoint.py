@@ -1,6 +1,7 @@
 """Checkpoints of format 1, written before names changed, act as they did; fixtures: tiny runs of then."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -131,4 +132,25 @@ def test_the_one_before_is_kept(tmp_path):
         with logger.atomic_write(path) as part:
             part.write_text(text)
     assert path.read_text() == "three" and (tmp_path / "a.prev.pt").read_text() == "two"
+    logger.keep_previous(path)
+    logger.keep_previous(path)  # again, as the write between the two failed
     assert {p.name for p in tmp_path.iterdir()} == {"a.pt", "a.prev.pt"}
+    assert (tmp_path / "a.prev.pt").read_text() == "three"
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_the_old_one(tmp_path, tiny):
+    if sys.platform == "win32":
+        pytest.skip("limits are POSIX's")
+    import resource
+
+    path, agent = tmp_path / "last_checkpoint.pt", Bamba(tiny(), EnvSpec(4, 2, (-1.0,) * 2, (1.0,) * 2))
+    save(path, agent, {})
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (0, 1000, len(before) // 2, len(before) - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            with pytest.raises(OSError):
+                save(path, agent, {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
