@@ -33,6 +33,7 @@ OUTCOMES = {
     "highway-fast-v0": lambda info, reward: {"crash": info["crashed"]},
     "LunarLander-v3": lambda info, reward: {"landed": reward == 100, "crash": reward == -100},
 }
+LONGEST_EPISODE = 27_000  # steps, of an environment without a limit: half an hour of an Atari game at four frames each
 BASELINE_EPISODES, BASELINE_STEPS = 20, 2000  # of one policy, whichever is reached first
 
 
@@ -57,7 +58,7 @@ def open_discrete(env: str, cnn: bool) -> DiscreteEnv:
 
 
 def make_discrete(env: str, cnn: bool, render_mode: str | None = None):
-    """A Gymnasium environment whose observations are flat. Raises what `open_discrete` does."""
+    """A Gymnasium environment whose observations are flat, and sound (`SoundEnv`). Raises what `open_discrete` does."""
     try:
         import gymnasium
         from gymnasium.spaces import Box, Discrete
@@ -87,12 +88,15 @@ def make_discrete(env: str, cnn: bool, render_mode: str | None = None):
         raise ValueError(f"--cnn is for images of bytes, but {env} shows {seen}: leave it away")
     if image and not cnn:
         raise ValueError(f"{env} shows images, {seen}: take --cnn, which sees them grey and of 84 x 84")
+    from d4rl_utils.sound_env import SoundEnv
+
     if cnn:
-        return TransformObservation(made, to_gray84, Box(0, 255, (84 * 84,), np.uint8))
+        return SoundEnv(TransformObservation(made, to_gray84, Box(0, 255, (84 * 84,), np.uint8)), LONGEST_EPISODE)
     if not seen.is_np_flattenable:
         raise ValueError(f"{env} shows {seen}, which is no vector of fixed length: dqn cannot see it")
     made = made if isinstance(seen, Box) and len(seen.shape) == 1 else FlattenObservation(made)
-    return made if made.observation_space.dtype == np.float32 else DtypeObservation(made, np.float32)
+    made = made if made.observation_space.dtype == np.float32 else DtypeObservation(made, np.float32)
+    return SoundEnv(made, LONGEST_EPISODE)
 
 
 def to_gray84(image: np.ndarray) -> np.ndarray:

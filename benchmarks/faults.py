@@ -47,7 +47,7 @@ import torch
 from harness import ROOT, write
 
 import trainer
-from common import checkpoint
+from common import checkpoint, plotting
 from common.logger import put_into_page, read_log
 from d4rl_utils import read_hdf5
 from ogbench_utils import read_npz
@@ -301,13 +301,15 @@ def train_briefly(argv: list[str], out: Path) -> None:
 
 def try_commands(seeds: range, folder: Path) -> tuple[Counter, dict[str, str], list[str]]:
     """Outcomes of so many bad commands, examples of the bad ones, and which were accepted."""
-    counts, examples, accepted, known = Counter(), {}, [], commands(folder)
+    counts, examples, accepted, slowest, known = Counter(), {}, [], 0.0, commands(folder)
     for seed in seeds:
         argv = bad_command(seed, known)
         with tempfile.TemporaryDirectory(dir=folder) as place:
             process = multiprocessing.get_context("fork").Process(target=train_briefly, args=(argv, Path(place)))
+            start = time.perf_counter()
             process.start()
             process.join(PATIENCE)
+            seconds = time.perf_counter() - start
             began = bool(list(Path(place).glob("*/log.jsonl")))
             said = (Path(place) / "said.txt").read_text(errors="replace")
             if process.is_alive():
@@ -321,10 +323,12 @@ def try_commands(seeds: range, folder: Path) -> tuple[Counter, dict[str, str], l
             if outcome == "accepted" and " has no effect here: " in said:
                 outcome = "said"
         counts[outcome] += 1
+        slowest = max(slowest, seconds if outcome == "refused" else 0.0)
         if outcome == "accepted":
             accepted.append(" ".join([argv[1] if argv[0] == "--agent" else argv[0].split("=")[1], argv[-1][:80]]))
         elif outcome not in ("refused", "said"):
             examples[f"{outcome}, seed {seed}"] = f"{argv[-1][:80]} of {argv[0:2]}: {said.strip()[-200:]}"
+    print(f"the slowest refusal took {slowest:.1f} s, imports not counted")
     return counts, examples, accepted
 
 
@@ -383,6 +387,7 @@ def train_into(argv: list[str], out: Path, pipe: int, full: float | None) -> Non
     """In a forked process: what it says goes into the pipe, which a full disk does not touch."""
     os.dup2(pipe, 1)
     os.dup2(pipe, 2)
+    plotting.draw_curves = lambda rows, title, panels, file: file.write_bytes(b"a picture")  # most of the time, else
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     if full is not None:
         limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))

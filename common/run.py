@@ -9,6 +9,8 @@ OnlineRun   learns in environments
 import importlib.util
 import json
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +22,7 @@ from common import checkpoint as checkpoints
 from common import device as devices
 from common import distributed, evaluation, logger, plotting
 from common.cuda_graph import draw_by_graph
+from common.env_spec import EnvFault
 from common.interface import Agent, EvalEnv, OnlineAgent
 from common.meter import Meter, SeedMeter
 from common.stacked import StackedAgents
@@ -193,9 +196,20 @@ class Run:
     def evaluate(self, episodes: int = 0) -> float:
         """Evaluate the agent as it is, draw the curves, keep it if it is the best so far. episodes 0: as configured"""
         cfg, env, episodes = self.cfg, self.env, episodes or self.cfg.num_eval_episodes
-        return self.take_evaluation(
-            evaluation.evaluate(self.agent, env.make, episodes, cfg.eval_seed, outcome=env.outcome, tasks=env.tasks)
-        )
+        with self.kept_from_faults():
+            result = evaluation.evaluate(
+                self.agent, env.make, episodes, cfg.eval_seed, outcome=env.outcome, tasks=env.tasks
+            )
+        return self.take_evaluation(result)
+
+    @contextmanager
+    def kept_from_faults(self) -> Iterator[None]:
+        """What has been learned is saved if the environment of an evaluation breaks."""
+        try:
+            yield
+        except EnvFault:
+            self.save()
+            raise
 
     def take_evaluation(self, result: evaluation.Episodes) -> float:
         """Log it, draw the curves, keep the agent if it is the best so far; its score."""
@@ -361,7 +375,10 @@ class SeedsRun:
         self.agent.unstack()
         cfg, env, agents = self.cfg, self.runs[0].env, [run.agent for run in self.runs]
         episodes = episodes or cfg.num_eval_episodes
-        results = evaluation.evaluate_seeds(agents, env.make, episodes, cfg.eval_seed, env.outcome, env.tasks)
+        with ExitStack() as stack:
+            for run in self.runs:
+                stack.enter_context(run.kept_from_faults())
+            results = evaluation.evaluate_seeds(agents, env.make, episodes, cfg.eval_seed, env.outcome, env.tasks)
         scores = [run.take_evaluation(result) for run, result in zip(self.runs, results)]
         return sum(scores) / len(scores)
 

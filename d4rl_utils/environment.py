@@ -140,9 +140,9 @@ def make_env(env: str, version: str = "v4", render_mode: str | None = None):
         except gymnasium.error.Error as error:
             hint = suggest(env, gymnasium.registry) or f": {error}"
             raise ValueError(f"unknown env '{env}', Gymnasium has none of this name{hint}") from error
-    from d4rl_utils.sound_env import made_sound
+    from d4rl_utils.sound_env import SoundEnv
 
-    return made_sound(made, MAX_EPISODE_STEPS)
+    return SoundEnv(made, MAX_EPISODE_STEPS)
 
 
 def time_limit(env: str) -> int:

@@ -89,11 +89,11 @@ def read_minari(name: str) -> Dataset:
 
 def environment(found, render_mode: str | None = None):
     """The environment that recorded the data, fresh. Minari's remarks about versions are passed on."""
-    from d4rl_utils.sound_env import made_sound
+    from d4rl_utils.sound_env import SoundEnv
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*out of date.*", category=DeprecationWarning)
-        return made_sound(found.recover_environment(render_mode=render_mode), MAX_EPISODE_STEPS)
+        return SoundEnv(found.recover_environment(render_mode=render_mode), MAX_EPISODE_STEPS)
 
 
 def scale_of(found) -> tuple[Callable[[float], float] | None, str]:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from d4rl_utils.names import MAX_EPISODE_STEPS
+
 TASKS = ("task1", "task2", "task3", "task4", "task5")  # of every maze: a start and a goal, each moved a little
 
 
@@ -35,7 +37,10 @@ class Task:
 
 def make_task(environment: str, task: str | None = None, render_mode: str | None = None) -> Task:
     """A fresh environment, e.g. `antmaze-medium-v0`, for one of TASKS, or for all."""
-    return Task(make_maze(environment, render_mode=render_mode or "rgb_array"), task and TASKS.index(task) + 1)
+    from d4rl_utils.sound_env import SoundEnv
+
+    made = SoundEnv(make_maze(environment, render_mode=render_mode or "rgb_array"), MAX_EPISODE_STEPS)
+    return Task(made, task and TASKS.index(task) + 1)
 
 
 def make_maze(environment: str, **settings):

@@ -10,8 +10,12 @@ import trainer
 from common.env_spec import EnvFault
 from d4rl_utils import make_env, read_hdf5
 from d4rl_utils.names import MAX_EPISODE_STEPS
+from gym_utils import make_discrete
 
 pytest.importorskip("mujoco")
+
+
+FLAWS = ("", "shape", "nan", "words", "array", "two", "inf", "dtype", "raises")
 
 
 class Odd(gymnasium.Env):
@@ -32,6 +36,8 @@ class Odd(gymnasium.Env):
     def step(self, action):
         self.t += 1
         flaw = self.flaw if self.t == 2 else ""
+        if flaw == "raises":
+            raise KeyError("the wheel came off")
         state = {"shape": np.zeros(12), "nan": np.full(11, np.nan), "words": np.array(["a"] * 11)}.get(
             flaw, np.zeros(11)
         )
@@ -41,10 +47,10 @@ class Odd(gymnasium.Env):
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    for flaw in ("", "shape", "nan", "words", "array", "two", "inf", "dtype"):
+    for flaw in FLAWS:
         gymnasium.register(f"Odd{flaw}-v0", Odd, kwargs={"flaw": flaw})
     yield
-    for flaw in ("", "shape", "nan", "words", "array", "two", "inf", "dtype"):
+    for flaw in FLAWS:
         del gymnasium.registry[f"Odd{flaw}-v0"]
 
 
@@ -54,8 +60,12 @@ def registered():
         ("shape", r"Oddshape-v0 shows observations of shape \(12,\), its space says \(11,\)"),
         ("nan", "Oddnan-v0 showed an observation that is not finite, after step 2"),
         ("words", "Oddwords-v0 shows observations of <U1, its space says float64"),
-        ("two", "Oddtwo-v0 pays .* in step 2 of an episode: that is no finite number"),
+        ("two", "Oddtwo-v0 pays .* in step 2 of the episode with seed 0: that is no finite number"),
         ("inf", "Oddinf-v0 pays inf in step 2"),
+        (
+            "raises",
+            r"failed in step 2 of the episode with seed 0: KeyError: 'the wheel came off' \(.*env.py, line \d+\)",
+        ),
     ],
 )
 def test_what_cannot_be_mended_is_said(flaw, words):
@@ -67,21 +77,38 @@ def test_what_cannot_be_mended_is_said(flaw, words):
 
 
 def test_what_can_be_mended_is_and_every_episode_ends(caplog):
-    env = make_env("Oddarray-v0")
-    assert "has no time limit: its episodes are cut after 1000 steps" in caplog.text
-    env.reset(seed=0)
-    rewards = [env.step(np.zeros(3, np.float32)) for _ in range(MAX_EPISODE_STEPS)]
+    for _ in range(2):
+        env = make_env("Oddarray-v0")
+        env.reset(seed=0)
+        rewards = [env.step(np.zeros(3, np.float32)) for _ in range(MAX_EPISODE_STEPS)]
+    assert caplog.text.count("Oddarray-v0 has no time limit: its episodes are cut after 1000 steps") == 1
     assert all(type(reward) is float and type(dead) is bool for _, reward, dead, _, _ in rewards)
     assert [late for *_, late, _ in rewards] == [False] * (MAX_EPISODE_STEPS - 1) + [True]
     state, _ = make_env("Odddtype-v0").reset(seed=0)
     assert state.dtype == np.float64
 
 
-def test_a_run_in_a_broken_environment_ends_with_a_sentence(hopper_file, tmp_path, capsys):
-    argv = flags(hopper_file, tmp_path, env="Oddnan-v0", num_eval_episodes=1, num_epochs=2)
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_run_in_a_broken_environment_ends_with_a_sentence_and_is_saved(hopper_file, tmp_path, capsys, seeds):
+    argv = flags(hopper_file, tmp_path, env="Oddraises-v0", num_eval_episodes=1, num_epochs=2, num_seeds=seeds)
     assert trainer.main(argv) == 1
     said = capsys.readouterr().err
-    assert "error: Oddnan-v0 showed an observation that is not finite" in said and "last good checkpoint" in said
+    assert "error: Oddraises-v0 failed in step 2 of the episode with seed 1000000" in said and "last good" in said
+    assert len({path.parent.name for path in tmp_path.rglob("last_checkpoint.pt")}) == seeds
+
+
+def test_online_agents_have_the_same_door():
+    class Discrete(Odd):
+        observation_space, action_space = gymnasium.spaces.Box(-10, 10, (11,), np.float32), gymnasium.spaces.Discrete(2)
+
+    for flaw, words in (("nan", "not finite"), ("raises", "failed in step 2"), ("two", "no finite number")):
+        gymnasium.register("Oddest-v0", Discrete, kwargs={"flaw": flaw})
+        env = make_discrete("Oddest-v0", cnn=False)
+        env.reset(seed=0)
+        env.step(1)
+        with pytest.raises(EnvFault, match=words):
+            env.step(1)
+        del gymnasium.registry["Oddest-v0"]
 
 
 def test_columns_of_d4rls_first_files_are_read(hopper_file, tmp_path, caplog):
