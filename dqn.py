@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.interface import EnvSpec, EvalEnv, OnlineAgent
-from common.optim import TargetNetwork, adamw, count_due, detach, set_lr, td_target
+from common.optim import TargetNetwork, adamw, count_due, detach, fallen, set_lr, td_target
 from common.plotting import Panel
 from common.prioritized_replay import PrioritizedReplay, Sample
 from common.rollout import Step
@@ -57,6 +57,18 @@ PANELS = (
 )
 
 
+class Dueling(nn.Module):
+    """Q(s, a) = V(s) + A(s, a) − mean A(s, ·). (N, D) -> (N, A)"""
+
+    def __init__(self, value: nn.Module, advantage: nn.Module):
+        super().__init__()
+        self.value, self.advantage = value, advantage
+
+    def forward(self, z: Tensor) -> Tensor:
+        advantage = self.advantage(z)
+        return self.value(z) + advantage - advantage.mean(1, keepdim=True)
+
+
 class QNet(nn.Module):
     """Windows (B, L, S) -> Q (B, A), latent (B, D)"""
 
@@ -66,7 +78,8 @@ class QNet(nn.Module):
         self.image, self.residual, self.last_only = spec.image, cfg.residual, cfg.mixer == "none"
         self.embed = nature_cnn(D) if spec.image else nn.Sequential(mlp(spec.state, cfg.embed_dim, D), nn.ReLU())
         self.mixer = MIXERS[cfg.mixer](cfg)
-        self.head = mlp(D, D, D, A) if spec.image else nn.Linear(D, A)
+        head = (lambda out: mlp(D, D, D, out)) if spec.image else (lambda out: nn.Linear(D, out))
+        self.head = Dueling(head(1), head(A)) if cfg.dueling else head(A)
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         if self.last_only:
@@ -102,6 +115,7 @@ class DQN(OnlineAgent):
         super().__init__(cfg, spec, device)
         self.net = QNet(cfg, spec)
         self.target_net = TargetNetwork(self.net)
+        self.mean_net = TargetNetwork(self.net) if cfg.eval_ema else None
         self.to(self.device)
         self.optimizer = adamw([self.net], cfg.weight_decay, self.device, cfg.amsgrad)
         self.buffer: PrioritizedReplay | None = None
@@ -113,13 +127,13 @@ class DQN(OnlineAgent):
 
     @torch.no_grad()
     def target(self, b: Sample) -> Tensor:
-        """r + γ·not_done·max Q'(s', ·), by the target network. (B,)"""
+        """r + γⁿ·not_done·max Q'(s', ·), by the target network; r of n steps, s' after them. (B,)"""
         q = self.target_net(b.next_states)[0]
         best = (self.net(b.next_states)[0] if self.cfg.double else q).argmax(1)
         not_done = 1 - b.terminated
         if self.cfg.truncation == "terminal":
             not_done = not_done * (1 - b.truncated)
-        return td_target(b.reward, not_done, q.gather(1, best[:, None])[:, 0], self.cfg.gamma)
+        return td_target(b.reward, not_done, q.gather(1, best[:, None])[:, 0], b.discount)
 
     def losses(self, b: Sample, variant: str, noise: None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss; and the TD error and latent of every transition, beside what to report."""
@@ -143,7 +157,7 @@ class DQN(OnlineAgent):
     @classmethod
     def make_eval_env(cls, cfg: DQNConfig) -> EvalEnv:
         """Any environment of Gymnasium with discrete actions and flat observations, or with `--cnn` images."""
-        discrete = open_discrete(cfg.env, cfg.cnn)
+        discrete = open_discrete(cfg.env, cfg.cnn, cfg.time_feature, cfg.observe)
         made = discrete.make()
         fps = frames_per_second(made)
         made.close()
@@ -152,7 +166,7 @@ class DQN(OnlineAgent):
             EnvSpec(discrete.state, discrete.actions, image=discrete.image),
             None,
             fps,
-            cfg.env,
+            cfg.env if cfg.observe == "full" else f"{cfg.env}+{cfg.observe}",
             "",
             discrete.outcome,
             discrete.names,
@@ -173,6 +187,8 @@ class DQN(OnlineAgent):
             cfg.per_alpha,
             cfg.per_eps,
             self.device,
+            cfg.n_step,
+            cfg.gamma,
         )
 
     def observe(self, step: Step) -> None:
@@ -187,7 +203,7 @@ class DQN(OnlineAgent):
             for _ in range(count_due(max(before, cfg.learn_start - 1), now, cfg.train_every) * cfg.num_updates):
                 yield self.buffer.sample(cfg.batch_size, per_beta_at(cfg, now), self.updates)
         if count_due(before, now, cfg.target_every):
-            self.target_net.polyak_update(self.net, 1.0)
+            self.target_net.polyak_update(self.net, cfg.tau)
 
     def update(self, batch: Sample) -> dict[str, Tensor]:
         """One gradient step; the errors become priorities, and by the mode the latents are renewed."""
@@ -204,11 +220,17 @@ class DQN(OnlineAgent):
 
     def begin_update(self) -> str:
         """Set the learning rate."""
-        set_lr(self.optimizer, self.cfg.learning_rate, self.updates, self.cfg.warmup_steps)
-        return self.cfg.mixer
+        cfg = self.cfg
+        rate = fallen(cfg.learning_rate, self.steps / cfg.env_steps, cfg.lr_fall)
+        set_lr(self.optimizer, rate, self.updates, cfg.warmup_steps)
+        return cfg.mixer
 
     def clip_groups(self, variant: str) -> dict[str, list[nn.Module]]:
         return {"all": [self.net]}
+
+    def targets_after(self, variant: str) -> list[tuple[TargetNetwork, nn.Module, float]]:
+        """The running mean that acts in evaluations. The target network moves by environment steps, in `minibatches`"""
+        return [(self.mean_net, self.net, 1 - self.cfg.eval_ema)] if self.mean_net else []
 
     def describe(self) -> str:
         """Size, place, and what mixes the window."""
@@ -243,7 +265,8 @@ class DQN(OnlineAgent):
     ) -> tuple[Tensor, FrameStack]:
         """Raw states (n, S) -> greedy or ε-greedy actions (n,) long, and the memory one step on."""
         states, memory = memory.push(state.to(memory.states.dtype))
-        q, self.latent = self.net(states)
+        net = self.net if explore or not self.mean_net else self.mean_net
+        q, self.latent = net(states)
         action = q.argmax(1)
         if explore:
             chance = torch.rand(2, len(action), device=action.device)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from d4rl_utils.names import suggest
+from d4rl_utils.observe import parse_observe
 
 # Where ids come from that Gymnasium itself does not have: pattern of the id, module, how to install it.
 PACKAGES = (
@@ -48,21 +49,31 @@ class DiscreteEnv(NamedTuple):
     outcome: Callable | None  # as in `EvalEnv`
 
 
-def open_discrete(env: str, cnn: bool) -> DiscreteEnv:
-    """ValueError for what is unknown or does not fit, ImportError with the command to run for a missing package."""
-    make = functools.partial(make_discrete, env, cnn)
+def open_discrete(env: str, cnn: bool, time_feature: bool = False, observe: str = "full") -> DiscreteEnv:
+    """ValueError for what is unknown or does not fit, ImportError with the command to run for a missing package.
+
+    time_feature: states also say which share of the time limit has passed. observe: as of `d4rl_utils.parse_observe`
+    """
+    make = functools.partial(make_discrete, env, cnn, time_feature, observe)
     made = make()
     state, actions = made.observation_space.shape[0], int(made.action_space.n)
     made.close()
     return DiscreteEnv(make, state, actions, cnn, ACTIONS.get(env, ()), OUTCOMES.get(env))
 
 
-def make_discrete(env: str, cnn: bool, render_mode: str | None = None):
+def make_discrete(
+    env: str, cnn: bool, time_feature: bool = False, observe: str = "full", render_mode: str | None = None
+):
     """A Gymnasium environment whose observations are flat, and sound (`SoundEnv`). Raises what `open_discrete` does."""
     try:
         import gymnasium
         from gymnasium.spaces import Box, Discrete
-        from gymnasium.wrappers import DtypeObservation, FlattenObservation, TransformObservation
+        from gymnasium.wrappers import (
+            DtypeObservation,
+            FlattenObservation,
+            TimeAwareObservation,
+            TransformObservation,
+        )
     except ImportError as error:
         raise ImportError(f"the environment needs Gymnasium ({error}): pip install 'gymnasium>=1.0'") from error
     for pattern, module, package in PACKAGES:
@@ -88,14 +99,26 @@ def make_discrete(env: str, cnn: bool, render_mode: str | None = None):
         raise ValueError(f"--cnn is for images of bytes, but {env} shows {seen}: leave it away")
     if image and not cnn:
         raise ValueError(f"{env} shows images, {seen}: take --cnn, which sees them grey and of 84 x 84")
+    from d4rl_utils.observed_env import ObservedEnv
     from d4rl_utils.sound_env import SoundEnv
 
+    shown = parse_observe(observe)
+    if cnn and (time_feature or shown.kind != "full"):
+        raise ValueError(
+            "--time_feature and --observe are for states that are vectors, not for images: leave them away"
+        )
     if cnn:
         return SoundEnv(TransformObservation(made, to_gray84, Box(0, 255, (84 * 84,), np.uint8)), LONGEST_EPISODE)
     if not seen.is_np_flattenable:
         raise ValueError(f"{env} shows {seen}, which is no vector of fixed length: dqn cannot see it")
     made = made if isinstance(seen, Box) and len(seen.shape) == 1 else FlattenObservation(made)
     made = made if made.observation_space.dtype == np.float32 else DtypeObservation(made, np.float32)
+    if shown.kind != "full":
+        made = ObservedEnv(made, shown, env)
+    if time_feature:
+        if made.spec.max_episode_steps is None:
+            raise ValueError(f"{env} has no time limit that --time_feature could show: leave it away")
+        made = TimeAwareObservation(made, normalize_time=True)
     return SoundEnv(made, LONGEST_EPISODE)
 
 

@@ -53,6 +53,7 @@ from d4rl_utils import read_hdf5
 from ogbench_utils import read_npz
 
 PATIENCE = 60.0  # seconds for one file or command
+SLOW = 5.0  # seconds for a refusal, imports not counted
 MEMORY = 12 << 30  # of address space, for a command
 VALUES = (
     "-1",
@@ -301,7 +302,7 @@ def train_briefly(argv: list[str], out: Path) -> None:
 
 def try_commands(seeds: range, folder: Path) -> tuple[Counter, dict[str, str], list[str]]:
     """Outcomes of so many bad commands, examples of the bad ones, and which were accepted."""
-    counts, examples, accepted, slowest, known = Counter(), {}, [], 0.0, commands(folder)
+    counts, examples, accepted, known = Counter(), {}, [], commands(folder)
     for seed in seeds:
         argv = bad_command(seed, known)
         with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -323,12 +324,12 @@ def try_commands(seeds: range, folder: Path) -> tuple[Counter, dict[str, str], l
             if outcome == "accepted" and " has no effect here: " in said:
                 outcome = "said"
         counts[outcome] += 1
-        slowest = max(slowest, seconds if outcome == "refused" else 0.0)
+        if outcome == "refused" and seconds > SLOW:
+            examples[f"slow, seed {seed}"] = f"{seconds:.1f} s: {argv[-1][:80]} of {argv[0:2]}: {said.strip()[-200:]}"
         if outcome == "accepted":
             accepted.append(" ".join([argv[1] if argv[0] == "--agent" else argv[0].split("=")[1], argv[-1][:80]]))
         elif outcome not in ("refused", "said"):
             examples[f"{outcome}, seed {seed}"] = f"{argv[-1][:80]} of {argv[0:2]}: {said.strip()[-200:]}"
-    print(f"the slowest refusal took {slowest:.1f} s, imports not counted")
     return counts, examples, accepted
 
 

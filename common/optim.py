@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 
-def td_target(reward: Tensor, not_done: Tensor, next_q: Tensor, gamma: float) -> Tensor:
-    """One-step target r + γ·not_done·Q'. All (B,)."""
+def td_target(reward: Tensor, not_done: Tensor, next_q: Tensor, gamma: float | Tensor) -> Tensor:
+    """Target r + γ·not_done·Q'. All (B,); gamma, too, where it is of several steps."""
     return reward + gamma * not_done * next_q
 
 
@@ -88,6 +88,11 @@ def set_lr(optimizer: torch.optim.Optimizer, peak: float, update: int, warmup: i
     """Linear warm-up: the first update already learns, the `warmup`-th is the first at the peak."""
     for group in optimizer.param_groups:
         group["lr"].fill_(peak * min(1.0, (update + 1) / max(warmup, 1)))
+
+
+def fallen(learning_rate: float, done: float, share: float) -> float:
+    """The rate when this share of a run is done: it falls linearly to 0 in the last `share` of it. share 0: it stays"""
+    return learning_rate * min(1.0, max(0.0, 1.0 - done) / share) if share else learning_rate
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:

@@ -69,29 +69,43 @@ class Sample(NamedTuple):
 
     states: Tensor  # (B, L, S)  oldest first; the present is states[:, -1]
     action: Tensor  # (B,) long
-    reward: Tensor  # (B,)
-    next_states: Tensor  # (B, L, S)  the same window one step later
-    terminated: Tensor  # (B,)  1 or 0, and so below
+    reward: Tensor  # (B,)  of those steps, discounted
+    next_states: Tensor  # (B, L, S)  the same window `n_step` steps later, or as many as there are
+    terminated: Tensor  # (B,)  1 or 0, and so below: within those steps
     truncated: Tensor  # (B,)
     weight: Tensor  # (B,)  (n P)^-beta over the batch's greatest
     slot: Tensor  # (B,) long  where it is stored
     latent: Tensor  # (B, D)  as stored; D = 0 if none are
     age: Tensor  # (B,)  updates since it was
+    discount: Tensor  # (B,)  gamma to the power of how many steps they are
 
 
 class PrioritizedReplay:
     """The last `capacity` transitions of n environments; actions are whole numbers.
 
     state: a tensor (S,) that gives width and dtype of frames. latent: D, numbers kept beside a transition.
+    n_step, gamma: a transition reaches so many steps on, or to its episode's end, or to the newest step that there is.
     Everything lies on `device`, where batches are wanted; for MPS, which has no float64, on the CPU.
     """
 
     def __init__(
-        self, capacity: int, n: int, k: int, state: Tensor, latent: int, seed: int, alpha: float, eps: float, device
+        self,
+        capacity: int,
+        n: int,
+        k: int,
+        state: Tensor,
+        latent: int,
+        seed: int,
+        alpha: float,
+        eps: float,
+        device,
+        n_step: int = 1,
+        gamma: float = 0.99,
     ):
         self.device = torch.device(device)  # of batches
         device = torch.device("cpu") if self.device.type == "mps" else self.device
         self.slots_per_env = -(-capacity // n)  # slots of one environment
+        self.n_step, self.gamma = n_step, gamma
         self.k, self.n, self.frames_per_env = k, n, 2 * self.slots_per_env + k + 1  # frames of one environment
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -163,14 +177,31 @@ class PrioritizedReplay:
 
     def get(self, slot: Tensor, weight: Tensor, update: int = 0) -> Sample:
         """The transitions in `slot` (B,)."""
-        back = torch.arange(self.k - 1, -2, -1, device=slot.device)  # the next window needs one frame more
-        index = torch.maximum(self.frame_idx[slot, None] - back, self.episode_start[slot, None])
+        reward, terminated, truncated, steps = self.ahead(slot)
+        # the window, and the one that is `steps` later; one step on they share all frames but one
+        offsets = torch.arange(1 - self.k, 2 if self.n_step == 1 else 1, device=slot.device)[None]
+        if self.n_step > 1:
+            offsets = torch.cat([offsets.expand(len(slot), -1), offsets + steps[:, None]], 1)
+        index = torch.maximum(self.frame_idx[slot, None] + offsets, self.episode_start[slot, None])
         rows = (slot // self.slots_per_env * self.frames_per_env)[:, None] + index % self.frames_per_env
         frames = self.frames.index_select(0, rows.flatten()).unflatten(0, rows.shape)
-        reward, terminated, truncated, latent_update = self.scalars.index_select(0, slot).unbind(1)
-        ends = (terminated, truncated, weight, slot, self.latent.index_select(0, slot), update - latent_update)
-        batch = Sample(frames[:, :-1], self.action[slot], reward, frames[:, 1:], *ends)
+        age = update - self.scalars[slot, 3]
+        ends = (terminated, truncated, weight, slot, self.latent.index_select(0, slot), age, self.gamma**steps)
+        batch = Sample(frames[:, : self.k], self.action[slot], reward, frames[:, -self.k :], *ends)
         return Sample(*(x.to(self.device) for x in batch))
+
+    def ahead(self, slot: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Discounted reward, terminated, truncated of the next `n_step` steps from `slot` (B,), and how many (B,) they
+        are: fewer where the episode ends, or nothing newer is known."""
+        m = self.slots_per_env
+        steps_on = torch.arange(self.n_step, device=slot.device)
+        place = slot[:, None] % m
+        known = ((self.steps - 1) % m - place) % m  # steps that came after
+        slots = slot[:, None] - place + (place + steps_on) % m  # (B, n)
+        same = (self.episode_start[slots] == self.episode_start[slot, None]) & (steps_on <= known)
+        scalars = torch.where(same[..., None], self.scalars[slots], 0.0)
+        reward = (scalars[..., 0] * self.gamma**steps_on).sum(1)
+        return reward, scalars[..., 1].amax(1), scalars[..., 2].amax(1), same.sum(1)
 
     def update_priorities(self, slot: Tensor, error: Tensor) -> None:
         """Transitions (B,) are as likely from now on as these errors (B,) say."""

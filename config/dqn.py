@@ -8,12 +8,14 @@ from config.shared import (
     Compute,
     Count,
     EvalConfig,
+    LrDecay,
     Natural,
     NonNegative,
     Online,
     OptimConfig,
     Run,
     Share,
+    ShareAbove0,
     UpdateSchedule,
     check_ranges,
     only,
@@ -32,6 +34,10 @@ class Environment:
     """any Gymnasium id with discrete actions; highway-fast-v0 and ALE/Pong-v5 bring their own defaults, see below"""
     cnn: bool = False
     """see images: grey, 84 x 84, through three convolutions (needs ale-py for Atari)"""
+    time_feature: bool = False
+    """also see which share of the time limit has passed"""
+    observe: str = "full"
+    """what is shown of states: full, positions, noisy:0.1, delay:3, drop:0.1, flicker:0.2"""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class Network:
     """transformer: width of the hidden layer behind the attention"""
     residual: bool = False
     """add the newest embedding to the latent; not as published"""
+    dueling: bool = False
+    """Q is a value and each action's advantage over their mean (Wang et al. 2016, arXiv 1511.06581)"""
 
 
 @dataclass(frozen=True)
@@ -66,14 +74,20 @@ class QLearning:
 
     gamma: Share = 0.99
     """discount"""
+    n_step: Count = 1
+    """steps whose rewards enter a target before it goes on with Q"""
     target_every: Count = 1000
-    """environment steps between copies of the network into its target"""
+    """environment steps between moves of the target network"""
+    tau: ShareAbove0 = 1.0
+    """share of the network that enters its target then; 1: a copy"""
     double: bool = False
     """double DQN: the network chooses the target's action, the target network values it"""
     truncation: Literal["bootstrap", "terminal"] = "bootstrap"
     """what a time limit is to the target: only an end of the recording, or, as published, a death"""
     td_clip: Annotated[NonNegative, PRIORITIES] = 1.0
     """largest TD error that counts for a priority; 0: no limit"""
+    eval_ema: Share = 0.0
+    """decay of a running mean of the network that acts in evaluations; 0: it acts itself"""
     amsgrad: bool = False
     """AdamW divides by the greatest second moment so far; as published for Pong"""
     eps_start: Share = 1.0
@@ -103,12 +117,15 @@ class Replay:
 
 
 @dataclass(frozen=True)
-class DQNConfig(Replay, QLearning, Network, Compute, EvalConfig, OptimConfig, UpdateSchedule, Online, Environment, Run):
+class DQNConfig(
+    Replay, QLearning, Network, Compute, EvalConfig, LrDecay, OptimConfig, UpdateSchedule, Online, Environment, Run
+):
     """DQN on the last L observations, mixed by Mamba, an LSTM, attention, or not at all."""
 
     agent: Agent = "dqn"
     batch_size: Count = 64
     learning_rate: NonNegative = 1e-4
+    lr_fall: Share = 0.0
     warmup_steps: Natural = 0
     weight_decay: NonNegative = 0.01
 

@@ -10,6 +10,7 @@ from config.shared import (
     Dropout,
     EvalConfig,
     Layers,
+    LrDecay,
     Natural,
     NonNegative,
     Online,
@@ -215,14 +216,6 @@ class Core(
 
     def __post_init__(self):
         check_ranges(self)
-
-
-@dataclass(frozen=True)
-class LrDecay:
-    """how learning ends"""
-
-    lr_fall: Share = 0.8
-    """share of the run, at its end, in which the learning rate falls linearly to 0; 0: it stays"""
 
 
 @dataclass(frozen=True)

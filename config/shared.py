@@ -196,6 +196,14 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class LrDecay:
+    """how learning ends"""
+
+    lr_fall: Share = 0.8
+    """share of the run, at its end, in which the learning rate falls linearly to 0; 0: it stays"""
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """how to evaluate"""
 

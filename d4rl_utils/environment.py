@@ -39,7 +39,7 @@ def make_eval_env(cfg) -> EvalEnv:
     if observe.kind == "full":
         return describe_env(name, make, score, scale)
     body = body_of(want)
-    observe.width(body, 0)  # raises before there is an environment
+    observe.columns(body, 0)  # raises before there is an environment
     return describe_env(f"{name}, {cfg.observe}", functools.partial(make_observed, make, observe, body), score, scale)
 
 

@@ -11,7 +11,14 @@ import numpy as np
 
 from d4rl_utils.reader import Dataset, Transitions
 
-POSITIONS = {"hopper": 5, "walker2d": 8, "halfcheetah": 8, "ant": 13}  # first numbers of a body's state: where it is
+# which numbers of a state say where things are, and not how fast they move
+POSITIONS = {name: tuple(range(n)) for name, n in {"hopper": 5, "walker2d": 8, "halfcheetah": 8, "ant": 13}.items()}
+POSITIONS |= {
+    "CartPole-v1": (0, 2),
+    "Acrobot-v1": (0, 1, 2, 3),
+    "MountainCar-v0": (0,),
+    "LunarLander-v3": (0, 1, 4, 6, 7),
+}
 AMOUNTS = {"noisy": (0, np.inf), "delay": (1, 1000), "drop": (0, 1), "flicker": (0, 1)}  # (least, most)
 DATA_SEED = 0  # noise in a data set is the same for every run, as the data are
 
@@ -22,16 +29,16 @@ class Observe(NamedTuple):
     kind: str  # full, positions, noisy, delay, drop or flicker
     amount: float = 0.0  # noisy: standard deviation; delay: steps; drop, flicker: probability
 
-    def width(self, body: str, state: int) -> int:
-        """How many numbers are shown of `state`. ValueError for positions of an unknown body."""
+    def columns(self, body: str, state: int) -> list[int]:
+        """Which of a state's numbers are shown. ValueError for positions of an unknown body."""
         if self.kind != "positions":
-            return state
+            return list(range(state))
         if body not in POSITIONS:
             raise ValueError(
                 f"--observe positions is known for {', '.join(POSITIONS)}, not for '{body or 'this environment'}': "
                 "no data set says which numbers of a state are positions"
             )
-        return POSITIONS[body]
+        return list(POSITIONS[body])
 
     def corrupt(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Observations (n, S) with what is random about them. Lost numbers are 0, in the environment's own units."""
@@ -76,9 +83,9 @@ def _shown(t: Transitions, observe: Observe, body: str) -> Transitions:
         rows = np.arange(len(t.ends))
         then, after = (np.maximum(rows + i - int(observe.amount), t.episode_start) for i in (0, 1))
         return t._replace(states=t.states[then], next_states=t.states[after])
-    width, rng = observe.width(body, t.states.shape[1]), np.random.default_rng(DATA_SEED)
-    states = observe.corrupt(np.ascontiguousarray(t.states[:, :width]), rng)
+    columns, rng = observe.columns(body, t.states.shape[1]), np.random.default_rng(DATA_SEED)
+    states = observe.corrupt(np.ascontiguousarray(t.states[:, columns]), rng)
     last = np.flatnonzero(t.ends)
     next_states = np.concatenate([states[1:], states[-1:]])
-    next_states[last] = observe.corrupt(t.next_states[last, :width], rng)
+    next_states[last] = observe.corrupt(t.next_states[last][:, columns], rng)
     return t._replace(states=states, next_states=next_states)

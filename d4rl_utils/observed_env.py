@@ -16,13 +16,14 @@ class ObservedEnv(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env, observe: Observe, body: str):
         super().__init__(env)
         self.observe, self.rng = observe, np.random.default_rng()
-        self.width = observe.width(body, env.observation_space.shape[0])
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.width,), env.observation_space.dtype)
+        self.columns = observe.columns(body, env.observation_space.shape[0])
+        shape = (len(self.columns),)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, shape, env.observation_space.dtype)
         self.past = deque(maxlen=1 + int(observe.amount) if observe.kind == "delay" else 1)
 
     def show(self, state: np.ndarray) -> np.ndarray:
         self.past.append(state)
-        return self.observe.corrupt(self.past[0][None, : self.width], self.rng)[0]
+        return self.observe.corrupt(self.past[0][None, self.columns], self.rng)[0]
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         state, info = self.env.reset(seed=seed, options=options)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from common import distributed
 from common.interface import Agent, EnvSpec, EvalEnv
-from common.optim import TargetNetwork, adamw, detach, set_lr, td_target, weighted_sum
+from common.optim import TargetNetwork, adamw, detach, fallen, set_lr, td_target, weighted_sum
 from common.plotting import Panel
 from config import OPSOConfig
 from model import Normalizer
@@ -250,9 +250,7 @@ class Opso(Agent):
 
     def lr_now(self) -> float:
         """The learning rate, but for its warm-up: what acts last is evaluated, so it comes to rest."""
-        cfg = self.cfg
-        left = max(0.0, 1 - self.progress())
-        return cfg.learning_rate * min(1.0, left / cfg.lr_fall) if cfg.lr_fall else cfg.learning_rate
+        return fallen(self.cfg.learning_rate, self.progress(), self.cfg.lr_fall)
 
     def progress(self) -> float:
         """The share of the run that is over."""

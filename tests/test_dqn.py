@@ -38,13 +38,23 @@ def tiny(**changes) -> DQNConfig:
     return DQNConfig(**{**TINY, **changes})
 
 
-def batch_of(b: int = 8, k: int = 3, s: int = 4, latent: int = 16, seed: int = 0) -> Sample:
+def batch_of(b: int = 8, k: int = 3, s: int = 4, latent: int = 16, seed: int = 0, gamma: float = 0.99) -> Sample:
     g = torch.Generator().manual_seed(seed)
     r = lambda *shape: torch.randn(*shape, generator=g)  # noqa: E731
     flag = lambda: torch.randint(2, (b,), generator=g).float()  # noqa: E731
     action, slot = torch.randint(2, (b,), generator=g), torch.arange(b)
     return Sample(
-        r(b, k, s), action, r(b), r(b, k, s), flag(), flag(), torch.ones(b), slot, r(b, latent), torch.ones(b)
+        r(b, k, s),
+        action,
+        r(b),
+        r(b, k, s),
+        flag(),
+        flag(),
+        torch.ones(b),
+        slot,
+        r(b, latent),
+        torch.ones(b),
+        torch.full((b,), gamma),
     )
 
 
@@ -154,7 +164,7 @@ def test_one_layer_read_last_needs_no_causal_mask():
 
 
 def test_targets_by_hand():
-    b = batch_of()._replace(terminated=torch.tensor([0.0, 0, 1, 1, 0, 0, 1, 1]))
+    b = batch_of(gamma=0.5)._replace(terminated=torch.tensor([0.0, 0, 1, 1, 0, 0, 1, 1]))
     b = b._replace(truncated=torch.tensor([0.0, 1, 0, 1, 0, 1, 0, 1]))
     agent = DQN(tiny(mixer="none", gamma=0.5), SPEC)
     with torch.no_grad():
@@ -170,7 +180,7 @@ def test_targets_by_hand():
 
 def test_the_loss_is_hubers_by_weight():
     agent = DQN(tiny(mixer="none", gamma=0.0), SPEC)
-    b = batch_of()
+    b = batch_of(gamma=0.0)
     q = agent.net(b.states)[0].gather(1, b.action[:, None])[:, 0].detach()
     b = b._replace(
         reward=q + torch.tensor([0.5, 1, 3, -3, 0, 0, 0, 0]), weight=torch.tensor([1, 1, 1, 0.5, 1, 1, 1, 1])
@@ -180,10 +190,74 @@ def test_the_loss_is_hubers_by_weight():
     assert said["loss/td_unweighted"].item() == pytest.approx((0.125 + 0.5 + 2.5 + 2.5) / 8, rel=1e-5)
 
 
+def test_a_dueling_head_is_a_value_and_advantages_of_mean_zero():
+    net = DQN(tiny(mixer="none", dueling=True), SPEC).net
+    q, z = net(batch_of().states)
+    value, advantage = net.head.value(z), net.head.advantage(z)
+    torch.testing.assert_close(q, value + advantage - advantage.mean(1, keepdim=True))
+    torch.testing.assert_close(q.mean(1), value[:, 0])  # what the value alone says
+
+
+def test_the_target_moves_by_tau_every_so_many_steps():
+    agent = DQN(tiny(mixer="none", tau=0.25, target_every=3, learn_start=100, latent="off"), SPEC)
+    agent.init_buffer(1, 0)
+    before = [p.clone() for p in agent.target_net.net.parameters()]
+    with torch.no_grad():
+        for p in agent.net.parameters():
+            p.add_(1.0)
+    for step in range(1, 7):
+        none = torch.zeros(1, dtype=torch.bool)
+        agent.observe(
+            Step(torch.zeros(1, 4), torch.zeros(1, dtype=torch.long), torch.zeros(1), torch.zeros(1, 4), none, none)
+        )
+        list(agent.minibatches())
+        moved = sum(0.25 * 0.75**i for i in range(step // 3))
+        for old, now in zip(before, agent.target_net.net.parameters()):
+            torch.testing.assert_close(now, old + moved)
+
+
+def test_the_rate_falls_by_environment_steps():
+    agent, rates = DQN(tiny(mixer="none", lr_fall=0.5, learning_rate=1.0, env_steps=100), SPEC), []
+    for agent.steps in (0, 50, 75, 100):
+        agent.begin_update()
+        rates.append(float(agent.optimizer.param_groups[0]["lr"]))
+    assert rates == [1.0, 1.0, 0.5, 0.0]
+
+
+def test_a_running_mean_acts_in_evaluations_and_nowhere_else():
+    agent = DQN(tiny(mixer="none", eval_ema=0.9, learning_rate=1e-2), SPEC)
+    mean = [p.clone() for p in agent.net.parameters()]
+    for _ in range(3):
+        agent.update(batch_of())
+        mean = [0.9 * m + 0.1 * p for m, p in zip(mean, agent.net.parameters())]
+    for m, p in zip(mean, agent.mean_net.net.parameters()):
+        torch.testing.assert_close(m, p)
+    with torch.no_grad():  # the two disagree for certain
+        agent.mean_net.net.head.bias.copy_(torch.tensor([1e3, 0.0]))
+        agent.net.head.bias.copy_(torch.tensor([0.0, 1e3]))
+    agent.cfg, state = replace(agent.cfg, eps_start=0.0, eps_end=0.0), torch.zeros(2, 4)
+    assert agent.act(state, torch.zeros(2), agent.reset(2))[0].tolist() == [0, 0]
+    assert agent.act(state, torch.zeros(2), agent.reset(2), explore=True)[0].tolist() == [1, 1]
+
+
+def test_the_time_and_a_part_of_the_state_are_shown():
+    env = open_discrete("CartPole-v1", cnn=False, time_feature=True, observe="positions")
+    made, whole = env.make(), open_discrete("CartPole-v1", cnn=False).make()
+    assert env.state == 3
+    (shown, _), (state, _) = made.reset(seed=3), whole.reset(seed=3)
+    for step in range(1, 4):
+        np.testing.assert_allclose(shown, [state[0], state[2], (step - 1) / 500], rtol=1e-6)
+        shown, state = made.step(1)[0], whole.step(1)[0]
+    with pytest.raises(ValueError, match="has no time limit that --time_feature could show"):
+        open_discrete("highway-fast-v0", cnn=False, time_feature=True)
+    with pytest.raises(ValueError, match="known for .*LunarLander-v3, not for 'highway-fast-v0'"):
+        open_discrete("highway-fast-v0", cnn=False, observe="positions")
+
+
 @every
 def test_without_a_future_q_is_the_reward(mixer):
     torch.manual_seed(0)
-    agent, b = DQN(tiny(mixer=mixer, gamma=0.0, learning_rate=1e-2), SPEC), batch_of()
+    agent, b = DQN(tiny(mixer=mixer, gamma=0.0, learning_rate=1e-2), SPEC), batch_of(gamma=0.0)
     losses = [agent.update(b)["loss/td"].item() for _ in range(200)]
     assert losses[-1] < losses[0] / 50
 

@@ -117,6 +117,34 @@ def test_frames_stored_once_give_the_literal_windows(n, capacity, ending):
     assert len(replay) == n * -(-capacity // n)
 
 
+@pytest.mark.parametrize("n, capacity, ending", [(1, 40, 0.1), (3, 60, 0.05), (2, 16, 0.6)])
+def test_several_steps_are_those_that_follow_one_by_one(n, capacity, ending):
+    """Against the one-step transitions of the same replay, followed while the episode lasts and there are newer ones."""
+    gamma, steps = 0.9, 3
+    replay = PrioritizedReplay(capacity, n, 4, torch.zeros(2), 0, 0, 0.6, 1e-6, "cpu", steps, gamma)
+    for part in range(4):
+        play(replay, 100, ending, seed=part)
+        replay.forget_episode(torch.ones(n, dtype=torch.bool))  # `play` begins anew
+        batch = replay.sample(64, 0.5)
+        replay.n_step = 1
+        one = replay.get(torch.arange(n * replay.slots_per_env), torch.ones(n * replay.slots_per_env))
+        replay.n_step = steps
+        newest = (replay.steps - 1) % replay.slots_per_env
+        for i, slot in enumerate(batch.slot.tolist()):
+            reward, discount, at = 0.0, 1.0, slot
+            for _ in range(steps):
+                reward, discount, last = reward + discount * one.reward[at].item(), discount * gamma, at
+                place, over = at % replay.slots_per_env, one.terminated[at] + one.truncated[at] > 0
+                at = at - place + (place + 1) % replay.slots_per_env
+                if over or place == newest or replay.episode_start[at] != replay.episode_start[slot]:
+                    break
+            assert batch.reward[i].item() == pytest.approx(reward, rel=1e-5)
+            assert batch.discount[i].item() == pytest.approx(discount, rel=1e-6)
+            assert torch.equal(batch.next_states[i], one.next_states[last])
+            assert (batch.terminated[i], batch.truncated[i]) == (one.terminated[last], one.truncated[last])
+            assert torch.equal(batch.states[i], one.states[slot]) and batch.action[i] == one.action[slot]
+
+
 def test_a_window_is_memorys_window():
     replay = replay_of(k=4)
     play(replay, 12, 0.0)

@@ -100,7 +100,9 @@ def test_what_was_shown_is_in_the_datas_name():
 def test_positions_of_an_unknown_environment(hopper_file, capsys):
     with pytest.raises(SystemExit):
         trainer.main(flags(hopper_file, "out", env="Pendulum-v1", observe="positions"))
-    assert "positions is known for hopper, walker2d, halfcheetah, ant, not for" in capsys.readouterr().err
+    assert (
+        "positions is known for hopper, walker2d, halfcheetah, ant, CartPole-v1, Acrobot-v1" in capsys.readouterr().err
+    )
     with pytest.raises(ValueError, match="--observe noise:1 is none"):
         open_data(BambaConfig(dataset=str(hopper_file), observe="noise:1"))
 
