@@ -18,6 +18,7 @@ from config.shared import (
     Run,
     Share,
     Training,
+    Width,
     check_ranges,
     only,
 )
@@ -46,17 +47,17 @@ class EncoderConfig:
     """everything also sees how the state changed since the step before; for when velocities are not shown"""
     state_skip: Annotated[bool, ENCODER] = True
     """the heads see the present state beside the embedding"""
-    d_model: Annotated[Count, ENCODER] = 64
+    d_model: Annotated[Width, ENCODER] = 64
     """D, width of the residual stream; even, because RoPE turns pairs of features"""
-    d_state: Annotated[Count, MAMBA] = 16
+    d_state: Annotated[Width, MAMBA] = 16
     """N, size of a head's memory"""
-    d_conv: Annotated[Count, MAMBA] = 4
+    d_conv: Annotated[Width, MAMBA] = 4
     """W, how many steps the causal convolution sees"""
-    expand: Annotated[Count, MAMBA] = 2
+    expand: Annotated[Width, MAMBA] = 2
     """E / D, width inside a block over width outside"""
-    headdim: Annotated[Count, only(encoder="mamba2")] = 32
+    headdim: Annotated[Width, only(encoder="mamba2")] = 32
     """P, features of one head; must divide expand * d_model"""
-    n_heads: Annotated[Count, only(encoder="attention")] = 4
+    n_heads: Annotated[Width, only(encoder="attention")] = 4
     """heads of --encoder attention; must divide d_model"""
     n_layers: Annotated[Layers, ENCODER] = 2
     """blocks, one above the other"""
@@ -98,7 +99,7 @@ class ObjectiveConfig:
     """largest such noise"""
     policy_freq: Annotated[Count, CRITIC] = 2
     """critic updates for one actor update"""
-    hidden_dim: Count = 256
+    hidden_dim: Width = 256
     """width of the heads"""
     head_depth: Layers = 3
     """hidden layers of actor and critics"""

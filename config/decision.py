@@ -20,6 +20,7 @@ from config.shared import (
     Run,
     Share,
     Training,
+    Width,
     check_ranges,
     only,
 )
@@ -37,7 +38,7 @@ class SequenceConfig:
 
     context_length: Count = 20
     """K, steps in a window; each is three tokens"""
-    d_model: Count = 128
+    d_model: Width = 128
     """D, width of the residual stream"""
     n_layers: Layers = 3
     """blocks, one above the other"""
@@ -57,7 +58,7 @@ class SequenceConfig:
 class AttentionConfig:
     """the mixer of dt"""
 
-    n_heads: Count = 1
+    n_heads: Width = 1
     """heads; must divide d_model"""
 
 
@@ -65,11 +66,11 @@ class AttentionConfig:
 class StateSpace:
     """the mixer of dmamba and dm"""
 
-    d_state: Count = 16
+    d_state: Width = 16
     """N, numbers remembered by each of the expand * d_model channels"""
-    d_conv: Count = 4
+    d_conv: Width = 4
     """W, how many tokens the causal convolution sees"""
-    expand: Count = 2
+    expand: Width = 2
     """E / D, width inside a block over width outside"""
     mamba_backend: Literal["auto", "torch", "mamba_ssm"] = "auto"
     """which implementation of the state-space layer runs"""

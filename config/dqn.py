@@ -17,6 +17,7 @@ from config.shared import (
     Share,
     ShareAbove0,
     UpdateSchedule,
+    Width,
     check_ranges,
     only,
     only_above_0,
@@ -48,19 +49,19 @@ class Network:
     """mamba, lstm and transformer read the window; none sees its newest frame alone, which is plain DQN"""
     context_length: Annotated[Count, WINDOW] = 10
     """L, how many observations the agent sees at once"""
-    embed_dim: Annotated[Count, only(cnn=False)] = 256
+    embed_dim: Annotated[Width, only(cnn=False)] = 256
     """width of the hidden layer that embeds an observation"""
-    d_model: Count = 128
+    d_model: Width = 128
     """D, width of an embedded observation and of the latent"""
-    d_state: Annotated[Count, MAMBA] = 64
+    d_state: Annotated[Width, MAMBA] = 64
     """mamba: N, numbers remembered by each of the expand * d_model channels"""
-    d_conv: Annotated[Count, MAMBA] = 4
+    d_conv: Annotated[Width, MAMBA] = 4
     """mamba: W, how many observations the causal convolution sees"""
-    expand: Annotated[Count, MAMBA] = 2
+    expand: Annotated[Width, MAMBA] = 2
     """mamba: E / D, width inside the mixer over width outside"""
-    n_heads: Annotated[Count, ATTENTION] = 4
+    n_heads: Annotated[Width, ATTENTION] = 4
     """transformer: heads; must divide d_model"""
-    ff_dim: Annotated[Count, ATTENTION] = 256
+    ff_dim: Annotated[Width, ATTENTION] = 256
     """transformer: width of the hidden layer behind the attention"""
     residual: bool = False
     """add the newest embedding to the latent; not as published"""

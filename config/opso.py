@@ -22,6 +22,7 @@ from config.shared import (
     Share,
     Training,
     UpdateSchedule,
+    Width,
     check_ranges,
     only,
     only_above_0,
@@ -61,23 +62,23 @@ class StateModel:
 
     context_length: Count = 8
     """T, trained steps of a segment; with --history also how many states are looked back at when acting"""
-    d_model: Count = 128
+    d_model: Width = 128
     """D, width of a latent"""
     n_layers: Layers = 2
     """mixer blocks, one above the other"""
     mixer: Literal["mamba2", "mamba1"] = "mamba2"
     """what mixes over time"""
-    d_state: Count = 16
+    d_state: Width = 16
     """N, size of a head's memory"""
-    d_conv: Count = 4
+    d_conv: Width = 4
     """W, how many steps the causal convolution sees"""
-    expand: Count = 2
+    expand: Width = 2
     """E / D, width inside a block over width outside"""
-    headdim: Count = 64
+    headdim: Width = 64
     """P, features of one head of mamba2; must divide expand * d_model"""
     mamba_backend: Literal["auto", "torch", "mamba_ssm", "fla"] = "auto"
     """which implementation of the state-space layer runs"""
-    hidden_dim: Count = 256
+    hidden_dim: Width = 256
     """width of the heads"""
 
 

@@ -18,6 +18,7 @@ from config.shared import (
     Range,
     Run,
     Share,
+    Width,
     check_ranges,
     only,
 )
@@ -36,7 +37,7 @@ class PolicyInit:
     """a checkpoint or run folder of bamba, dt, dmamba or dm, which stays as it is; none: a new policy"""
     mixer: Annotated[Literal["mlp", "mamba2"], NEW] = "mlp"
     """of a new policy: an MLP on the present state, or Bamba's encoder of the last K states, small"""
-    hidden_dim: Annotated[Count, NEW_MLP] = 64
+    hidden_dim: Annotated[Width, NEW_MLP] = 64
     """of a new MLP: width of its two layers"""
     env: str = ""
     """where to act; none: the environment of the checkpoint's data, and for a new policy hopper"""
@@ -80,7 +81,7 @@ class PolicyGradient:
     """weight of the value's squared error"""
     value_into_encoder: Share = 0.0
     """share of the value's gradient that reaches the encoder"""
-    value_dim: Count = 256
+    value_dim: Width = 256
     """width of the value's two layers"""
     lr_encoder: NonNegative | None = None
     """Adam's step for the encoder, falling linearly to 0 at the end; none: 3e-5, and for a new policy 3e-4"""
@@ -140,7 +141,7 @@ class MLPConfig(Data):
     """Of the policy that is an MLP on the present state."""
 
     agent: str = "mlp"
-    hidden_dim: Count = 64
+    hidden_dim: Width = 64
     context_length: Count = 1
 
 

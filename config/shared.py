@@ -56,6 +56,7 @@ def only_above_0(name: str) -> Only:
 
 Count = Annotated[int, Range(1)]
 Layers = Annotated[int, Range(1, 1000)]
+Width = Annotated[int, Range(1, 65_536)]
 Seeds = Annotated[int, Range(1, 1024)]
 Natural = Annotated[int, Range(0)]
 NonNegative = Annotated[float, Range(0)]

@@ -119,7 +119,7 @@ def test_frames_stored_once_give_the_literal_windows(n, capacity, ending):
 
 @pytest.mark.parametrize("n, capacity, ending", [(1, 40, 0.1), (3, 60, 0.05), (2, 16, 0.6)])
 def test_several_steps_are_those_that_follow_one_by_one(n, capacity, ending):
-    """Against the one-step transitions of the same replay, followed while the episode lasts and there are newer ones."""
+    """Against the one-step transitions of the same replay, followed while there are more of the episode."""
     gamma, steps = 0.9, 3
     replay = PrioritizedReplay(capacity, n, 4, torch.zeros(2), 0, 0, 0.6, 1e-6, "cpu", steps, gamma)
     for part in range(4):
