@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.env_spec import EnvFault
 from d4rl_utils.names import suggest
 from d4rl_utils.observe import parse_observe
 
@@ -76,6 +77,9 @@ def make_discrete(
         )
     except ImportError as error:
         raise ImportError(f"the environment needs Gymnasium ({error}): pip install 'gymnasium>=1.0'") from error
+    from d4rl_utils.observed_env import ObservedEnv
+    from d4rl_utils.sound_env import ERRORS, SoundEnv
+
     for pattern, module, package in PACKAGES:
         if re.match(pattern, env):
             try:
@@ -83,12 +87,15 @@ def make_discrete(
             except ImportError as error:
                 raise ImportError(f"{env} needs the package {package}: pip install {package}") from error
     try:
-        made = gymnasium.make(env, render_mode=render_mode, disable_env_checker=True)
+        options = {"render_mode": render_mode} if render_mode else {}  # not every environment knows the word
+        made = gymnasium.make(env, disable_env_checker=True, **options)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         hint = " With pip: pip install 'gymnasium[box2d]'" if "ox2" in str(error) else ""
         raise ImportError(f"{env} cannot be made: {error}{hint}") from error
     except gymnasium.error.Error as error:
         raise ValueError(f"Gymnasium cannot make {env!r}{suggest(env, gymnasium.registry) or f': {error}'}") from error
+    except ERRORS as error:  # of the environment's own code
+        raise EnvFault(f"{env} cannot be made: {type(error).__name__}: {error}") from error
     seen, done = made.observation_space, made.action_space
     if not isinstance(done, Discrete):
         raise ValueError(f"{env} wants actions from {done}; dqn chooses one of a few (a Discrete space)")
@@ -99,9 +106,6 @@ def make_discrete(
         raise ValueError(f"--cnn is for images of bytes, but {env} shows {seen}: leave it away")
     if image and not cnn:
         raise ValueError(f"{env} shows images, {seen}: take --cnn, which sees them grey and of 84 x 84")
-    from d4rl_utils.observed_env import ObservedEnv
-    from d4rl_utils.sound_env import SoundEnv
-
     shown = parse_observe(observe)
     if cnn and (time_feature or shown.kind != "full"):
         raise ValueError(

@@ -226,30 +226,38 @@ def what_is_left(run: Run | SeedsRun) -> str:
     return f"The last good checkpoint is {path}" if path.exists() else "No checkpoint had been written yet"
 
 
+def begin(argv: list[str]) -> Run | SeedsRun:
+    """The run that a command line asks for, ready for its first update. Raises ValueError, OSError, ImportError."""
+    cfg, checkpoint = load_config(argv)
+    check_paths(cfg)
+    agent_class = utils.agent_of(cfg.agent)
+    check_parallel(cfg, agent_class)
+    distributed.join(cfg.device)
+    if cfg.num_seeds > 1:
+        return SeedsRun(cfg, checkpoint)
+    kind = OnlineRun if issubclass(agent_class, OnlineAgent) else Follower if distributed.rank() else Run
+    return kind(cfg, checkpoint)
+
+
+def train(run: Run | SeedsRun) -> int:
+    """To the end, or to a signal; the exit status."""
+    return train_online(run) if isinstance(run, OnlineRun) else train_offline(run)
+
+
 def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     argv = sys.argv[1:] if argv is None else argv
     with utils.errors_as_sentences():
-        cfg, checkpoint = load_config(argv)
-        check_paths(cfg)
-        agent_class = utils.agent_of(cfg.agent)
-        check_parallel(cfg, agent_class)
-        distributed.join(cfg.device)
-        online = issubclass(agent_class, OnlineAgent)
-        if cfg.num_seeds > 1:
-            run = SeedsRun(cfg, checkpoint)
-        else:
-            kind = OnlineRun if online else Follower if distributed.rank() else Run
-            run = kind(cfg, checkpoint)
+        run = begin(argv)
     if not distributed.rank():
         for sentence in idle_flags(run.cfg, argv):
             print(f"notice      {sentence}")
         print(run.describe())
-        if can_estimate(cfg) and estimate.updates_of(cfg) >= ESTIMATE_FROM and distributed.size() == 1:
+        if can_estimate(run.cfg) and estimate.updates_of(run.cfg) >= ESTIMATE_FROM and distributed.size() == 1:
             print(estimate_of(run, argv), flush=True)
     try:
         try:
-            return train_online(run) if online else train_offline(run)
+            return train(run)
         finally:
             run.close()
     except (FloatingPointError, CaptureError, EnvFault) as error:

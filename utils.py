@@ -19,7 +19,7 @@ from typing import Annotated, NamedTuple
 import torch
 import tyro
 
-from common import plotting
+from common import plotting, zoo
 from common.checkpoint import AGENTS, FORMAT, agent_of, config_of, load, read_checkpoint, save
 from common.device import pick_device, versions
 from common.evaluation import (
@@ -41,12 +41,17 @@ __all__ = ["AGENTS", "FORMAT", "agent_of", "config_of", "load", "read_checkpoint
 __all__ += ["Episodes", "evaluate", "headline", "summary"]  # so that `utils` is all one needs
 
 
+VIDEO_FPS = 30  # pictures a second of a video, about: drawing takes most of its time
+
+
 @dataclass(frozen=True)
 class EvalArgs:
     """Play episodes with a trained agent and print what they earned."""
 
-    checkpoint: str
+    checkpoint: str = ""
     """a .pt file that trainer.py wrote, or a run folder (its last checkpoint)"""
+    zoo: bool = False
+    """list the trained checkpoints that come with the project"""
     env: str = ""
     """a dataset name such as hopper-medium-v2, or a body, to make sure: the checkpoint knows its environment"""
     episodes: Annotated[int, tyro.conf.arg(aliases=["--num_eval_episodes"])] = 10
@@ -54,7 +59,7 @@ class EvalArgs:
     seed: int = 2_000_000
     """of the first episode; the next ones count on. Training looks at 1,000,000 and up"""
     video: str = ""
-    """write the first episode to this .mp4, headless"""
+    """write the first episode to this .mp4 or .gif, headless"""
     json: str = ""
     """write everything that is printed, and every episode, to this file"""
     env_version: str = ""
@@ -98,6 +103,7 @@ class EvalReport(NamedTuple):
     episodes: Episodes
     by_return: dict[float, Episodes]  # of each return that was asked for
     frames: list  # pictures of the first episode, if a video is wanted
+    fps: float  # of these
     seconds: float  # of the first evaluation
 
     @property
@@ -131,12 +137,15 @@ def evaluate_checkpoint(args: EvalArgs) -> EvalReport:
     goals, frames = args.target_return or (None,), []
     start = time.time()
     pictures = frames if args.video else None
-    first = evaluate(agent, env.make, args.episodes, args.seed, pictures, goals[0], env.outcome, env.tasks)
+    every = max(1, round(env.fps / VIDEO_FPS))
+    first = evaluate(agent, env.make, args.episodes, args.seed, pictures, goals[0], env.outcome, env.tasks, every)
     seconds = time.time() - start
     by_return = {goals[0]: first} if args.target_return else {}
     for goal in goals[1:]:
         by_return[goal] = evaluate(agent, env.make, args.episodes, args.seed, goal=goal)
-    return EvalReport(args, ckpt, env, headline_name(env, source_of(data)), first, by_return, frames, seconds)
+    return EvalReport(
+        args, ckpt, env, headline_name(env, source_of(data)), first, by_return, frames, env.fps / every, seconds
+    )
 
 
 def text_of(report: EvalReport) -> str:
@@ -209,7 +218,7 @@ def write_files(report: EvalReport) -> None:
             plotting.plot_target_returns(list(report.by_return), returns, title, file)
     if args.video:
         with atomic_write(Path(args.video)) as file:
-            plotting.write_video(file, report.frames, report.env.fps)
+            plotting.write_video(file, report.frames, report.fps, Path(args.video).suffix)
     if args.json:
         with atomic_write(Path(args.json)) as file:
             file.write_text(json.dumps(record_of(report), indent=1) + "\n")
@@ -238,6 +247,13 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = tyro.cli(EvalArgs, args=argv, prog="utils.py", use_underscores=True)
     with errors_as_sentences():
+        if args.zoo:
+            print(zoo.table())
+            return 0
+        if not args.checkpoint:
+            raise ValueError(
+                "give --checkpoint: a .pt file that trainer.py wrote, or a run folder; or --zoo for a list"
+            )
         report = evaluate_checkpoint(args)
         write_files(report)
         print(text_of(report))

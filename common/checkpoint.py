@@ -1,7 +1,6 @@
 """Checkpoints: an agent as one file that needs nothing else to be woken, and the program behind a system's name."""
 
 import hashlib
-import importlib
 import io
 import logging
 import pickle
@@ -78,7 +77,7 @@ AGENTS = {  # name -> module and class; config.CONFIGS has the class of its sett
 def agent_of(name: str) -> type[Agent]:
     """The class of an agent; config.CONFIGS has that of its settings."""
     module, agent = AGENTS[name]
-    return vars(importlib.import_module(module))[agent]
+    return vars(__import__(module, fromlist=[agent]))[agent]  # by this module's own import: see bamba/flat_modules.py
 
 
 def save(path: Path, agent: Agent, run: dict) -> None:
@@ -225,6 +224,7 @@ def load(path: str | Path, device: torch.device | str = "cpu", **changes) -> tup
     cfg = replace(cfg, device=str(device), **changes)
     agent = agent_of(ckpt["system"])(cfg, EnvSpec(**ckpt["spec"]), device)
     agent.load_state_dict(ckpt["agent"])
-    load_optimizer(agent.optimizer, ckpt["optimizer"])
+    if ckpt["optimizer"] is not None:  # of a checkpoint that is only to act (common/zoo.py)
+        load_optimizer(agent.optimizer, ckpt["optimizer"])
     agent.updates, agent.steps = ckpt["updates"], ckpt["steps"]
     return agent, ckpt

@@ -99,6 +99,6 @@ def commit() -> str:
         done = subprocess.run(["git", *words], cwd=Path(__file__).parents[1], capture_output=True, text=True)
         return done.stdout.strip()
 
-    if not shutil.which("git"):
+    if not shutil.which("git") or not (Path(__file__).parents[1] / ".git").exists():  # installed, and not a checkout
         return "none"
     return (git("rev-parse", "--short", "HEAD") or "none") + ("+" if git("status", "--porcelain", "--", "*.py") else "")

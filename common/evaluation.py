@@ -42,7 +42,7 @@ class Player:
     """Acts for one agent in n environments, of which fewer and fewer run."""
 
     def __init__(self, agent: Agent, n: int, goal=None):
-        self.agent = eval_copy(agent)
+        self.agent, self.count = eval_copy(agent), n
         self.memory = self.agent.reset(n, self.as_tensor(goal) if isinstance(goal, np.ndarray) else goal)
 
     def as_tensor(self, x: np.ndarray) -> Tensor:
@@ -113,17 +113,20 @@ class Played(NamedTuple):
     actions: list[np.ndarray]  # discrete ones, as they were taken
 
 
-def play(envs: list, player: Player, states: np.ndarray, outcome: Callable | None, frames: list | None) -> Played:
+def play(
+    envs: list, player: Player, states: np.ndarray, outcome: Callable | None, frames: list | None, every: int = 1
+) -> Played:
     """One episode in each of the environments, which have been reset to `states` (n, S)."""
-    n, state = len(envs), states.copy()
+    n, state, step = len(envs), states.copy(), 0
     returns, lengths = np.zeros(n), np.zeros(n, dtype=np.int64)
     live, reward, ends, actions = np.arange(n), np.zeros(n), [{}] * n, []
     while len(live):
         action = player.act(state, reward)
         if action.dtype.kind != "f":
             actions.append(action)
-        if frames is not None and live[0] == 0:
+        if frames is not None and live[0] == 0 and step % every == 0:
             frames.append(envs[0].render())
+        step += 1
         done = np.zeros(len(live), dtype=bool)
         for j, i in enumerate(live):
             state[j], reward[j], terminated, truncated, info = envs[i].step(action[j])
@@ -150,12 +153,13 @@ def evaluate(
     goal=None,
     outcome: Callable | None = None,
     tasks: tuple[str, ...] = (),
+    every: int = 1,
 ) -> Episodes:
     """Play `episodes` episodes (of every task), up to `SIDE_BY_SIDE` at once; each counts exactly once.
 
     Episode i (of a task) begins from seed + i. Deterministic actions; one batched forward a step, over the episodes
-    that still run. frames: filled with the pictures of the first episode. goal: what the agent is asked for, if not
-    what it is used to; an environment whose reset says `info["goal"]` asks for that.
+    that still run. frames: filled with pictures of the first episode, one every `every` steps. goal: what the agent is
+    asked for, if not what it is used to; an environment whose reset says `info["goal"]` asks for that.
     outcome, tasks: as in `EvalEnv`.
     """
     check_episodes(episodes)
@@ -169,7 +173,7 @@ def evaluate(
         if "goal" in infos[0]:
             goal = np.stack([info["goal"] for info in infos])
         player = Player(agent, len(envs), goal)
-        parts.append(play(envs, player, np.stack(states), outcome, None if start else frames))
+        parts.append(play(envs, player, np.stack(states), outcome, None if start else frames, every))
     returns, lengths, ends, actions = zip(*parts)
     played = Played(np.concatenate(returns), np.concatenate(lengths), [*chain(*ends)], [*chain(*actions)])
     counts = np.bincount(np.concatenate(played.actions), minlength=agent.spec.action) if played.actions else None

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -89,6 +89,7 @@ class Logger:
     ):
         self.path, self.unit = folder / "log.jsonl", unit
         self.start, self.writer, self.wandb = time.time(), None, None
+        self.callbacks: list[Callable[[dict], None]] = []  # each is told every row
         if after is not None:
             rows = [r for r in read_log(self.path) if r[unit] <= after]
             self.start -= rows[-1]["seconds"] if rows else 0.0
@@ -106,6 +107,8 @@ class Logger:
     def __call__(self, update: int, row: dict) -> None:
         with open(self.path, "a") as f:
             f.write(json.dumps({self.unit: update, "seconds": round(time.time() - self.start, 1), **row}) + "\n")
+        for callback in self.callbacks:
+            callback({"kind": kind_of(row), self.unit: update, **row})
         numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
         if self.writer:
             for key, value in numbers.items():
@@ -118,6 +121,13 @@ class Logger:
             self.writer.close()
         if self.wandb:
             self.wandb.finish()
+
+
+def kind_of(row: dict) -> str:
+    """What a row is about: begin, evaluation, episode or losses."""
+    if "config" in row:
+        return "begin"
+    return "evaluation" if "eval/return_mean" in row else "episode" if "episode/return" in row else "losses"
 
 
 class NoLog:

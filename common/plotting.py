@@ -125,8 +125,10 @@ def plot_target_returns(asked: Sequence[float], returns: list[np.ndarray], title
     figure.savefig(path, format="png", dpi=110)
 
 
-def write_video(path: Path, frames: list[np.ndarray], fps: int) -> None:
-    """H.264 mp4 of RGB frames (H, W, 3), through the ffmpeg that imageio-ffmpeg brings."""
+def write_video(path: Path, frames: list[np.ndarray], fps: float, kind: str = ".mp4") -> None:
+    """H.264 mp4 of RGB frames (H, W, 3), through the ffmpeg that imageio-ffmpeg brings; or an animated .gif."""
+    if kind == ".gif":
+        return write_gif(path, frames, fps)
     import imageio_ffmpeg
 
     height, width = frames[0].shape[:2]
@@ -135,6 +137,17 @@ def write_video(path: Path, frames: list[np.ndarray], fps: int) -> None:
     for frame in frames:
         sink.send(np.ascontiguousarray(frame))
     sink.close()
+
+
+def write_gif(path: Path, frames: list[np.ndarray], fps: float, width: int = 240) -> None:
+    """An animation of RGB frames (H, W, 3), `width` pixels wide, in 64 colours."""
+    from PIL import Image
+
+    height, before = frames[0].shape[:2]
+    size = width, round(width * height / before)
+    pictures = [Image.fromarray(frame).resize(size).quantize(64) for frame in frames]
+    with open(path, "wb") as file:
+        pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
 
 
 def set_mujoco_gl() -> None:

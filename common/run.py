@@ -9,7 +9,7 @@ OnlineRun   learns in environments
 import importlib.util
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from datetime import datetime
@@ -130,6 +130,8 @@ class Run:
         names = {f.name for f in fields(self.cfg)}
         changes = {k: getattr(self.cfg, k) for k in RESUMABLE_FLAGS if k != "device" and k in names}
         self.agent, ckpt = checkpoints.load(checkpoint, self.device, **changes)
+        if ckpt["optimizer"] is None:
+            raise ValueError(f"{checkpoint} was kept to act: there is nothing in it to go on from. Fine-tune it (ppo)?")
         run = ckpt["run"]
         own = self.own_part(run)
         self.load_extra_state(run, own)
@@ -258,6 +260,10 @@ class Run:
     def last_good(self) -> Path:
         """What is left after an error."""
         return self.folder / "last_checkpoint.pt"
+
+    def listen(self, callbacks: Sequence[Callable[[dict], None]]) -> None:
+        """Each is called with every row of the log from now on."""
+        self.log.callbacks += callbacks
 
     def close(self) -> None:
         self.log.close()
@@ -410,6 +416,11 @@ class SeedsRun:
     def last_good(self) -> Path:
         """What is left after an error."""
         return self.folder
+
+    def listen(self, callbacks: Sequence[Callable[[dict], None]]) -> None:
+        """Each is called with every row of every seed's log, which then says whose it is (`seed`)."""
+        for run in self.runs:
+            run.listen([lambda row, call=call, seed=run.cfg.seed: call({**row, "seed": seed}) for call in callbacks])
 
     def close(self) -> None:
         for run in self.runs:

@@ -9,7 +9,7 @@ from importlib.metadata import version as installed
 
 import numpy as np
 
-from common.env_spec import EnvSpec, EvalEnv
+from common.env_spec import EnvFault, EnvSpec, EvalEnv
 from d4rl_utils.names import ENVS, MAX_EPISODE_STEPS, d4rl_score, suggest
 from d4rl_utils.observe import Observe, parse_observe
 from d4rl_utils.resolve import body_of, is_id, resolve_dataset
@@ -122,7 +122,9 @@ def make_env(env: str, version: str = "v4", render_mode: str | None = None):
             f"the environment needs Gymnasium and MuJoCo ({error}): "
             "pip install 'gymnasium[mujoco]' 'mujoco>=3.1.6,<3.5'"
         ) from error
-    options = {}
+    from d4rl_utils.sound_env import ERRORS, SoundEnv
+
+    options = {"render_mode": render_mode} if render_mode else {}  # not every environment knows the word
     if env in ENVS:
         if version == "v4":
             _compare_mujoco()
@@ -134,14 +136,14 @@ def make_env(env: str, version: str = "v4", render_mode: str | None = None):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*out of date.*", category=DeprecationWarning)
         try:
-            made = gymnasium.make(env, render_mode=render_mode, disable_env_checker=True, **options)
+            made = gymnasium.make(env, disable_env_checker=True, **options)
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:  # also MuJoCo's v2 and v3, long gone
             raise ImportError(f"{env} cannot be made: {error}") from error
         except gymnasium.error.Error as error:
             hint = suggest(env, gymnasium.registry) or f": {error}"
             raise ValueError(f"unknown env '{env}', Gymnasium has none of this name{hint}") from error
-    from d4rl_utils.sound_env import SoundEnv
-
+        except ERRORS as error:  # of the environment's own code
+            raise EnvFault(f"{env} cannot be made: {type(error).__name__}: {error}") from error
     return SoundEnv(made, MAX_EPISODE_STEPS)
 
 

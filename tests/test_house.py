@@ -22,6 +22,7 @@ FLOORS = [
         "common.logger",
         "common.env_spec",
         "common.packages",
+        "common.zoo",
     },
     {"networks.mamba", "common.download", "common.parallel", "common.losses", "common.statistics"},
     {"common.optim", "common.meter", "common.cuda_graph"},

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Clock
+from PIL import Image
 from test_agent import batch_of
 
 import utils
@@ -325,10 +326,26 @@ def test_publishing_points_to_the_latest_run(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "best_checkpoint.pt"]
 
 
-def test_video_is_an_mp4_and_a_missing_renderer_is_said(tmp_path, monkeypatch):
+def test_a_video_is_an_mp4_or_a_gif(tmp_path):
     frames = [np.full((64, 48, 3), 4 * i, np.uint8) for i in range(20)]
     plotting.write_video(tmp_path / "out.mp4", frames, fps=20)
     assert (tmp_path / "out.mp4").read_bytes()[4:8] == b"ftyp" and len(list(tmp_path.iterdir())) == 1
+    plotting.write_video(tmp_path / "out.gif", frames, 20, ".gif")
+    with Image.open(tmp_path / "out.gif") as gif:
+        assert (gif.n_frames, gif.size, gif.info["duration"]) == (20, (240, 320), 50)
+
+
+def test_a_video_has_a_picture_every_so_many_steps(tiny):
+    class Shown(Clock):
+        def render(self):
+            return self.t
+
+    frames = []
+    utils.evaluate(Bamba(tiny(), SPEC), lambda mode: Shown(10), 2, 0, frames, every=4)
+    assert frames == [0, 4, 8]
+
+
+def test_a_missing_renderer_is_said(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
     with pytest.raises(ValueError, match="libegl1"):

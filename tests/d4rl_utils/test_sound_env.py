@@ -97,6 +97,23 @@ def test_a_run_in_a_broken_environment_ends_with_a_sentence_and_is_saved(hopper_
     assert len({path.parent.name for path in tmp_path.rglob("last_checkpoint.pt")}) == seeds
 
 
+def test_an_environment_needs_no_render_mode_and_says_why_it_cannot_be_made():
+    class Plain(Odd):
+        def __init__(self, broken=False):
+            self.flaw = ""
+            if broken:
+                raise RuntimeError("no licence")
+
+    gymnasium.register("Plain-v0", Plain)
+    assert make_env("Plain-v0").reset(seed=0)[0].shape == (11,)
+    gymnasium.register("Plain-v1", Plain, kwargs={"broken": True})
+    for make in (make_env, lambda name: make_discrete(name, cnn=False)):
+        with pytest.raises(EnvFault, match="Plain-v1 cannot be made: RuntimeError: no licence"):
+            make("Plain-v1")
+    for name in ("Plain-v0", "Plain-v1"):
+        del gymnasium.registry[name]
+
+
 def test_online_agents_have_the_same_door():
     class Discrete(Odd):
         observation_space, action_space = gymnasium.spaces.Box(-10, 10, (11,), np.float32), gymnasium.spaces.Discrete(2)
