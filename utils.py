@@ -52,6 +52,8 @@ class EvalArgs:
     """a .pt file that trainer.py wrote, or a run folder (its last checkpoint)"""
     zoo: bool = False
     """list the trained checkpoints that come with the project"""
+    doctor: bool = False
+    """say what this machine can do and what is missing, to be pasted into a bug report"""
     env: str = ""
     """a dataset name such as hopper-medium-v2, or a body, to make sure: the checkpoint knows its environment"""
     episodes: Annotated[int, tyro.conf.arg(aliases=["--num_eval_episodes"])] = 10
@@ -243,6 +245,17 @@ def errors_as_sentences() -> Iterator[None]:
         raise SystemExit(2) from error
 
 
+def print_examination() -> int:
+    """What common/doctor.py finds; exit status 1 if something is broken."""
+    from common import doctor
+
+    broken = False
+    for verdict, about, words in doctor.examine():
+        print(f"{verdict:<4}{about:<11}{words}", flush=True)
+        broken |= verdict == "BAD"
+    return int(broken)
+
+
 def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = tyro.cli(EvalArgs, args=argv, prog="utils.py", use_underscores=True)
@@ -250,6 +263,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.zoo:
             print(zoo.table())
             return 0
+        if args.doctor:
+            return print_examination()
         if not args.checkpoint:
             raise ValueError(
                 "give --checkpoint: a .pt file that trainer.py wrote, or a run folder; or --zoo for a list"

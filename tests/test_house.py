@@ -42,7 +42,7 @@ FLOORS = [
     {"ogbench_utils", "gym_utils"},
     {"agent", "decision_transformer", "dqn", "opso", "ppo"},  # no agent imports another
     {"common.evaluation"},
-    {"common.run", "common.estimate"},
+    {"common.run", "common.estimate", "common.doctor"},
     {"utils"},
     {"trainer"},
     {"reporting", "sweeping"},

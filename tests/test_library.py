@@ -129,6 +129,7 @@ def test_data_from_arrays_are_checked_and_read_back(tmp_path):
     [
         (["train", "--agent", "dt", "--target_return", "nan"], 2, "target_return = nan cannot be asked for"),
         (["data", "list"], 0, "hopper-medium-v2"),
+        (["walk"], 2, "usage: bamba"),
         ([], 2, "usage: bamba {train,evaluate,"),
     ],
 )
