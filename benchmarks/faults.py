@@ -10,7 +10,7 @@ read with other values, which no reader can know of a file without sums; of a ch
 Commands train every agent for a moment on small data, with one flag at a value that is at the edge or beyond: negative,
 0, huge, not finite, empty, long, other letters. `refused`: a sentence, and another exit status than 0; `said`: it
 trained, and said that the flag has no effect; `accepted`: it trained to the end, or was still training after `PATIENCE`
-seconds. Each has `MEMORY` bytes at most.
+seconds. Each has `MEMORY` bytes at most. (`--checkpoints 0`, say, leaves those rows of the table as they are.)
 
 Trainings of some 40 updates with a checkpoint every few are killed (SIGKILL) at random moments and resumed, or can
 write to no file from a random moment on (RLIMIT_FSIZE), say so, and are resumed with room. `same`: they end with the
@@ -44,7 +44,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import ROOT, write
+from harness import ROOT, facts, write
 
 import trainer
 from common import checkpoint, plotting
@@ -551,10 +551,16 @@ def main() -> None:
     parser.add_argument("--full_disks", type=int, default=100, help="in each agent's training")
     parser.add_argument("--seed", type=int, default=0, help="the first of as many seeds")
     args = parser.parse_args()
-    rows, accepted = {}, []
+    path = ROOT / "benchmarks" / "faults.json"
+    before = json.loads(path.read_text()) if path.exists() else {}  # a part with a count of 0 stays as it is
+    rows, accepted, made = (
+        before.get("rows", {}),
+        before.get("accepted", []),
+        {k: facts()[k] for k in ("command", "commit")},
+    )
 
     def tell(name: str, counts: Counter, examples: dict[str, str]) -> None:
-        rows[name] = {"outcomes": counts, "examples": examples}
+        rows[name] = {"outcomes": counts, "examples": examples, **made}
         print(name, dict(counts), json.dumps(examples, indent=1) if examples else "", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
