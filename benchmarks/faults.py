@@ -37,7 +37,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -426,13 +426,13 @@ def go_on(argv: list[str], out: Path, **trouble) -> tuple[int, str]:
     return train_apart([f"--resume={begun}"] if begun else argv, out, **trouble)
 
 
-def try_trouble(what: str, count: int, seed: int, folder: Path) -> dict[str, tuple[Counter, dict[str, str]]]:
-    """For each agent, of so many kills, or so many times that the disk is full from some moment on: outcomes.
+def try_trouble(what: str, count: int, seed: int, folder: Path) -> Iterator[tuple[str, Counter, dict[str, str]]]:
+    """For each agent, of so many kills, or so many times that the disk is full from some moment on: its row's name,
+    outcomes, examples of bad ones.
 
     A run gets up to three of them, each followed by a resumption, and then ends undisturbed. `same`: as a run that
     nothing ever happened to. `lost`: there was a checkpoint and it cannot be gone on from.
     """
-    found = {}
     for name, argv in short_runs(folder).items():
         counts, examples, rng = Counter(), {}, random.Random(f"{seed} {name}")
         start = time.perf_counter()
@@ -462,8 +462,7 @@ def try_trouble(what: str, count: int, seed: int, folder: Path) -> dict[str, tup
             if outcome != "same":
                 examples.setdefault(outcome, f"{[round(t, 2) for t in troubles]} s: {text.strip()}")
             shutil.rmtree(out)
-        found[f"{TROUBLES[what]}, {name}"] = counts, examples
-    return found
+        yield f"{TROUBLES[what]}, {name}", counts, examples
 
 
 def try_sweeps(count: int, seed: int, folder: Path) -> tuple[Counter, dict[str, str]]:
@@ -573,8 +572,8 @@ def main() -> None:
             *found, accepted = try_commands(range(args.seed, args.seed + args.commands), folder)
             tell("commands", *found)
         for what, count in {"kill": args.kills, "full": args.full_disks}.items():
-            for name, found in try_trouble(what, count, args.seed, folder / what).items() if count else ():
-                tell(name, *found)
+            for found in try_trouble(what, count, args.seed, folder / what) if count else ():
+                tell(*found)
         if args.kills:
             tell("SIGKILL, a sweep", *try_sweeps(args.kills // 10 + 1, args.seed, folder / "sweeps"))
     text = markdown(rows)

@@ -1,7 +1,6 @@
 """What this machine can do for a run, and why not more: what `python utils.py --doctor` prints, to be pasted into a bug
 report."""
 
-import copy
 import http.client
 import importlib.util
 import os
@@ -162,7 +161,7 @@ def card() -> str:
     """One agent's losses there and here."""
     here = small_agent()
     there = small_agent("cuda")
-    there.load_state_dict(copy.deepcopy(here.state_dict()))
+    there.load_state_dict(here.state_dict())
     devices.set_precision("fp32", there.device)
     noise = here.draw_noise(batch_for(here), torch.Generator().manual_seed(0))
     losses = []

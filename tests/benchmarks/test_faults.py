@@ -36,7 +36,7 @@ def test_a_training_in_trouble_ends_as_one_that_had_none(faults, tmp_path, monke
     short_runs = faults.short_runs
     shorter = ["--env_steps=120", "--save_every=30", "--eval_every=60"]
     monkeypatch.setattr(faults, "short_runs", lambda folder: {"dqn": [*short_runs(folder)["dqn"], *shorter]})
-    ((name, (counts, examples)),) = faults.try_trouble(what, 2, 0, tmp_path).items()
+    ((name, counts, examples),) = faults.try_trouble(what, 2, 0, tmp_path)
     assert name.endswith(", dqn") and counts == {"same": 2}, examples
 
 
