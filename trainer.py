@@ -177,6 +177,10 @@ def load_config(argv: list[str]) -> tuple:
     path = argv_value("--resume", argv)
     seeds = sorted(Path(path).glob("*/last_checkpoint.pt")) if path else []
     ckpt = utils.read_checkpoint(seeds[0] if seeds else path) if path else None
+    if ckpt and ckpt["optimizer"] is None:  # before its data are looked for
+        raise ValueError(
+            f"{path} was kept to act: there is nothing in it to go on from (ppo can fine-tune it, by --init)"
+        )
     cfg = parse(["--agent", ckpt["system"], *argv] if ckpt else argv)  # flags are those of the agent that goes on
     if not cfg.resume:
         return cfg, None

@@ -130,8 +130,6 @@ class Run:
         names = {f.name for f in fields(self.cfg)}
         changes = {k: getattr(self.cfg, k) for k in RESUMABLE_FLAGS if k != "device" and k in names}
         self.agent, ckpt = checkpoints.load(checkpoint, self.device, **changes)
-        if ckpt["optimizer"] is None:
-            raise ValueError(f"{checkpoint} was kept to act: there is nothing in it to go on from. Fine-tune it (ppo)?")
         run = ckpt["run"]
         own = self.own_part(run)
         self.load_extra_state(run, own)
