@@ -446,11 +446,11 @@ def try_trouble(what: str, count: int, seed: int, folder: Path) -> Iterator[tupl
             outcome, text, done = "same", "", 0
             for moment in troubles:
                 status, said = go_on(argv, out, **{what: moment})
-                done += 1
+                done += status != 0  # it may have been over before
                 if what == "full" and (outcome := judged_full(status, said)) != "same":
                     text = said[-300:]
                     break
-                if status == 0:  # it was over before
+                if status == 0:
                     break
             if outcome == "same":
                 status, said = go_on(argv, out)
@@ -458,7 +458,7 @@ def try_trouble(what: str, count: int, seed: int, folder: Path) -> Iterator[tupl
                 text = said[-300:]
             if outcome == "same" and (text := differing(end_of(run_in(out)), whole)):
                 outcome = "other"
-            counts[outcome] += done
+            counts[outcome] += max(done, outcome != "same")
             if outcome != "same":
                 examples.setdefault(outcome, f"{[round(t, 2) for t in troubles]} s: {text.strip()}")
             shutil.rmtree(out)
@@ -502,14 +502,13 @@ def try_sweeps(count: int, seed: int, folder: Path) -> tuple[Counter, dict[str, 
     while counts.total() < count:
         out = Path(tempfile.mkdtemp(dir=folder))
         kills = [(rng.uniform(0, seconds), rng.random() < 0.5) for _ in range(min(3, count - counts.total()))]
-        for moment, everyone in kills:
-            go(out, moment, everyone)
+        done = sum(go(out, moment, everyone)[0] is None for moment, everyone in kills)  # or it was over before
         status, said = go(out, None, True)
         outcome = "hang" if status == -999 else "lost" if status else "same"
         found = ends(out) if outcome == "same" else []
         if outcome == "same" and (len(found) != len(whole) or any(map(differing, found, whole))):
             outcome, said = "other", ", ".join(map(differing, found, whole))
-        counts[outcome] += len(kills)
+        counts[outcome] += max(done, outcome != "same")
         if outcome != "same":
             examples.setdefault(outcome, f"{[round(t, 2) for t, _ in kills]} s: {said[-300:].strip()}")
         shutil.rmtree(out)
