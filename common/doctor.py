@@ -33,6 +33,7 @@ OPTIONAL = {  # module -> what it is for
     "ale_py": "dqn on Atari: pip install ale-py",
     "ogbench": "opso: pip install ogbench",
     "minari": "--dataset minari:...: pip install 'minari[hdf5,hf]'",
+    "pyarrow": "--dataset lerobot:...: pip install pyarrow huggingface_hub",
     "wandb": "--wandb: pip install wandb",
     "ray": "sweep.py --on ray: pip install ray",
     "submitit": "sweep.py --on slurm: pip install submitit",

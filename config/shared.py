@@ -99,8 +99,8 @@ class Run:
 
 
 def named_by_d4rl(cfg) -> bool:
-    """Whether the data are D4RL's or stand in for them, not a file of one's own, and not Minari's."""
-    return not cfg.dataset.startswith("minari:") and Path(cfg.dataset).suffix not in (".hdf5", ".h5")
+    """Whether the data are D4RL's or stand in for them, not a file of one's own, and not Minari's or LeRobot's."""
+    return not cfg.dataset.startswith(("minari:", "lerobot:")) and Path(cfg.dataset).suffix not in (".hdf5", ".h5")
 
 
 NAMED_BY_D4RL = Only("for data that D4RL names", named_by_d4rl)
@@ -121,7 +121,8 @@ class Data:
     dataset_dir: str = "./datasets"
     """where dataset files lie"""
     dataset: str = ""
-    """instead of the above: hopper-medium-v2; minari:mujoco/hopper/medium-v0; or a .hdf5 file in D4RL's layout"""
+    """instead of the above: hopper-medium-v2; minari:mujoco/hopper/medium-v0; lerobot:USER/NAME or lerobot:FOLDER; or a
+    .hdf5 file in D4RL's layout or d3rlpy's"""
     local_transitions: Annotated[Natural, ROLLED_OUT] = 0
     """how many transitions a local dataset holds; 0: 1M, and for medium-replay as many as D4RL's (202k to 402k)"""
     pct_traj: ShareAbove0 = 1.0

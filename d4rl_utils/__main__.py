@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--seed", type=int, default=0, help="of the rollouts (default: %(default)s)")
     make.add_argument("--workers", type=int, help="processes (default: one a core); the file does not depend on it")
     info = verbs.add_parser("info", **common, help="what is in a data set")
-    info.add_argument("file", help="a path, a file's name in --dataset_dir, or minari:NAME")
+    info.add_argument("file", help="a path, a file's name in --dataset_dir, minari:NAME, lerobot:NAME")
     info.add_argument("--plot", type=Path, metavar="OUT.png", help="draw its returns and lengths")
     return top
 
@@ -75,6 +75,10 @@ def show(file: str, dataset_dir: Path, picture: Path | None) -> None:
         from d4rl_utils.minari_data import read_minari
 
         dataset = read_minari(file.removeprefix("minari:"))
+    elif file.startswith("lerobot:"):
+        from d4rl_utils.lerobot_data import read_lerobot
+
+        dataset = read_lerobot(file.removeprefix("lerobot:"))
     else:
         file = file if Path(file).exists() else dataset_dir / file
         dataset = read_hdf5(file)

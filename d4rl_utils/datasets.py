@@ -1,5 +1,5 @@
 """Settings -> their data: D4RL's file if it is here or can be had, else local data, and never one in the other's place;
-or Minari's data, or a file of one's own."""
+or Minari's or LeRobot's data, or a file of one's own."""
 
 import logging
 import sys
@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 def open_data(cfg) -> Dataset:
     """The data that the settings `cfg` ask for (`resolve_dataset`, `best_episodes`, `partly`), with their identity.
 
-    Raises what `open_dataset`, `read_hdf5` and `minari_data.read_minari` raise, and ValueError for a file that is known
-    to be of another body.
+    Raises what `open_dataset`, `read_hdf5`, `read_minari` and `read_lerobot` raise, and ValueError for a file that is
+    known to be of another body.
     """
     check_share(cfg.pct_traj)  # before a download
     parse_observe(cfg.observe)
@@ -34,6 +34,10 @@ def _whole(cfg) -> Dataset:
         from d4rl_utils.minari_data import read_minari
 
         return read_minari(want.place)
+    if want.kind == "lerobot":
+        from d4rl_utils.lerobot_data import read_lerobot
+
+        return read_lerobot(want.place, drop_contacts=cfg.ant_contacts == "drop")
     if want.kind == "d4rl":
         return open_dataset(want.env, want.dataset_type, want.data, cfg.dataset_dir, cfg.local_transitions)
     dataset = read_hdf5(want.place, time_limit(want.env), drop_contacts=cfg.ant_contacts == "drop")

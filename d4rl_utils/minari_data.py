@@ -82,7 +82,7 @@ def read_minari(name: str) -> Dataset:
     starts = np.concatenate(([0], stops[:-1]))
     transitions = Transitions(*columns, ends, np.repeat(starts, stops - starts))
     returns = episode_returns(transitions)
-    sha = _sha256_of(Path(found.storage.data_path))
+    sha = sha256_of_folder(Path(found.storage.data_path))
     identity = DatasetInfo(f"minari:{name}", "minari", name, sha, rows, len(returns), float(returns.mean()))
     return Dataset(transitions, identity)
 
@@ -144,7 +144,7 @@ def _download(name: str, folder: Path) -> None:
         os.replace(came, folder)
 
 
-def _sha256_of(folder: Path) -> str:
+def sha256_of_folder(folder: Path) -> str:
     """Of the names and bytes of all files in it."""
     total = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):

@@ -1,7 +1,8 @@
 """From a file in D4RL's HDF5 layout to transitions, vectorised, checked, and quick to open a second time.
 
 The layout: `observations` (N, S), `actions` (N, A), `rewards` (N), `terminals` (N), and, where the recorder wrote them,
-`timeouts` (N) and `next_observations` (N, S). What is done where something is missing:
+`timeouts` (N) and `next_observations` (N, S); d3rlpy's files are brought into it (`hdf5_layouts`). What is done where
+something is missing:
 
   1. no `timeouts`: an episode ends at a terminal, or after `max_episode_steps`;
   2. no `next_observations`: the next state is the following row's state. A row that ends by a time limit has no
@@ -30,16 +31,13 @@ from typing import NamedTuple
 import numpy as np
 
 from common.files import file_lock, sha256_of
-from d4rl_utils.names import DIMS, MADE_BY, REGISTRY
+from d4rl_utils.columns import Unusable, check_contacts, sound_columns
+from d4rl_utils.hdf5_layouts import found_columns
+from d4rl_utils.names import MADE_BY, REGISTRY
 
 log = logging.getLogger(__name__)
 
 CACHE_FORMAT = 1  # raise it when the meaning of the cached arrays changes
-ANT_WITH_CONTACTS = (111, 8)
-
-
-LARGEST_VALUE = 1e12  # squares and sums of what is larger leave float32
-LARGEST_RATIO = 2000  # of a column's size to the file's: deflate makes at most 1032 bytes of one
 H5PY_ERRORS = (  # what h5py says of a damaged file, whichever part of it is damaged
     OSError,
     RuntimeError,
@@ -52,10 +50,6 @@ H5PY_ERRORS = (  # what h5py says of a damaged file, whichever part of it is dam
     OverflowError,
     MemoryError,
 )
-
-
-class Unusable(ValueError):
-    """A file that is whole, and cannot be trained on."""
 
 
 class Transitions(NamedTuple):
@@ -123,13 +117,7 @@ def read_hdf5(
 
 def _dataset(path: Path, transitions: Transitions, facts: dict, drop_contacts: bool) -> Dataset:
     """Say what has to be said about the file, and name it."""
-    if contacts := facts.get("contacts"):
-        if not drop_contacts:
-            raise Unusable(
-                f"{path} {contacts} The environment here has no contact forces, so an agent that sees them could not "
-                "be evaluated: train without them (--ant_contacts drop), or record the data with Ant-v4."
-            )
-        log.warning("%s %s They are left out (--ant_contacts drop).", path, contacts)
+    check_contacts(path, facts.get("contacts", ""), drop_contacts)
     for note in facts["notes"]:
         log.warning("%s: %s", path, note)
     name, source = path.stem, "custom"
@@ -222,14 +210,14 @@ def _read(path: Path, max_episode_steps: int) -> tuple[Transitions, dict]:
         raise ValueError(f"{path} is not an HDF5 file. Was a web page saved in its place? Remove it and get it again.")
     try:
         with h5py.File(path, "r") as file:
-            columns, shapes, contacts = _columns(path, file)
+            columns, shapes, contacts = sound_columns(path, found_columns(path, file))
             local_name = str(file.attrs["name"]) if file.attrs.get("made_by") == MADE_BY else None
     except Unusable:
         raise
     except H5PY_ERRORS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is damaged or only part of a file ({reason}). Remove it and get it again.") from error
-    transitions, notes = _transitions(path, columns, max_episode_steps)
+    transitions, notes = transitions_of(path, columns, max_episode_steps)
     return transitions, {
         "file": path.name,
         "size": path.stat().st_size,
@@ -243,110 +231,9 @@ def _read(path: Path, max_episode_steps: int) -> tuple[Transitions, dict]:
     }
 
 
-def _columns(path: Path, file) -> tuple[dict[str, np.ndarray], list[str], str]:
-    """The layout's arrays, float32 and bool, of one length, finite; which had another shape; and, in words, where there
-    are contact forces."""
-    import h5py
-
-    dims = {"observations": 2, "actions": 2, "rewards": 1, "terminals": 1, "timeouts": 1, "next_observations": 2}
-    optional = {"timeouts", "next_observations"}
-    for key in dims:
-        _check_place(path, file, key)
-    missing = [k for k in dims if k not in optional and not isinstance(file.get(k), h5py.Dataset)]
-    if missing:
-        raise Unusable(
-            f"{path} has no dataset {' or '.join(repr(k) for k in missing)}; it holds {', '.join(file) or 'nothing'}. "
-            "D4RL's layout is observations, actions, rewards, terminals [, timeouts, next_observations]."
-        )
-    claimed = sum(file[key].size * file[key].dtype.itemsize for key in dims if isinstance(file.get(key), h5py.Dataset))
-    if claimed > LARGEST_RATIO * path.stat().st_size:  # before memory is taken for it
-        raise Unusable(
-            f"{path} says that it holds {claimed / 1e9:,.0f} GB and is {path.stat().st_size:,} bytes long, which no "
-            "compression does. Remove it and get it again."
-        )
-    columns, notes = {}, []
-    for key, ndim in dims.items():
-        data, rows = file.get(key), file["observations"].shape[:1]
-        if not isinstance(data, h5py.Dataset):
-            continue
-        if data.dtype.kind not in "fiub":
-            raise Unusable(f"{path}: '{key}' holds {data.dtype}, not numbers.")
-        shape = data.shape
-        if (len(shape), ndim) == (2, 1) and shape[1] == 1:  # as in some of D4RL's first files
-            shape = shape[:1]
-        elif (len(shape), key) == (1, "actions"):
-            shape = (*shape, 1)
-        if len(shape) != ndim or shape[:1] != rows:
-            raise Unusable(
-                f"{path}: '{key}' has shape {data.shape}; expected {ndim} dimension(s) and {rows[0] if rows else 0} "
-                "rows, as many as 'observations'. The columns are of different recordings, or it is another layout."
-            )
-        if not data.size:
-            raise Unusable(f"{path}: '{key}' has shape {data.shape}: there is no transition in the file.")
-        if shape != data.shape:
-            notes.append(f"'{key}' has shape {data.shape} and is read as {shape}.")
-        columns[key] = _checked(path, key, data[:].reshape(shape))
-    if "next_observations" in columns and columns["next_observations"].shape != columns["observations"].shape:
-        raise Unusable(
-            f"{path}: 'next_observations' has shape {columns['next_observations'].shape}, "
-            f"'observations' {columns['observations'].shape}; they must be the same."
-        )
-    contacts = ""
-    if (columns["observations"].shape[1], columns["actions"].shape[1]) == ANT_WITH_CONTACTS:
-        keep = DIMS["ant"][0]
-        for key in [k for k in ("observations", "next_observations") if k in columns]:
-            used = columns[key][:, keep:].any(1)
-            if used.any():
-                contacts = f"has 111 state dims as D4RL's ant, but the last 84 are not all zero ('{key}', first in row "
-                contacts += f"{used.argmax()}, in {used.sum():,} of {len(used):,})."
-            columns[key] = columns[key][:, :keep].copy()
-    return columns, notes, contacts
-
-
-def _checked(path: Path, key: str, values: np.ndarray) -> np.ndarray:
-    """Flags as bool, everything else as float32 and finite."""
-    flag = key in ("terminals", "timeouts")
-    if flag:
-        good = (values == 0) | (values == 1)
-    else:
-        with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes infinite, and is refused below
-            values = values.astype(np.float32, copy=False)
-        good = np.isfinite(values)
-    if not good.all():
-        rows = np.flatnonzero(~good.reshape(len(values), -1).all(1))
-        what = "a value that is neither 0 nor 1" if flag else "NaN or infinity"
-        raise Unusable(
-            f"{path}: '{key}' holds {what}, first in row {rows[0]}, in {len(rows)} of {len(values)} rows. "
-            "Leave these episodes out of the file, or record them again."
-        )
-    if not flag and max(values.max(), -values.min()) > LARGEST_VALUE:
-        raise Unusable(
-            f"{path}: '{key}' reaches from {values.min():.3g} to {values.max():.3g}, and nothing can be learned from "
-            f"numbers beyond {LARGEST_VALUE:g}. Are they in another unit, or were never written? Scale them, or leave "
-            "these episodes out."
-        )
-    return values.astype(bool) if flag else values
-
-
-def _check_place(path: Path, file, key: str) -> None:
-    """A column lies in this very file: what lies elsewhere has no SHA-256 here, and can change or be missing."""
-    import h5py
-
-    where = file.get(key, getlink=True)
-    other = where.filename if isinstance(where, h5py.ExternalLink) else None
-    if other is None and isinstance(data := file.get(key), h5py.Dataset):
-        if data.file.filename != file.filename:  # by a link on the way
-            other = data.file.filename
-        elif data.is_virtual or data.external:
-            other = "others, as a virtual data set" if data.is_virtual else data.external[0][0]
-    if other is not None:
-        raise Unusable(
-            f"{path}: '{key}' does not lie in this file but in {other}. Write all columns into one file "
-            "(h5py: target[key] = source[key][:])."
-        )
-
-
-def _transitions(path: Path, columns: dict[str, np.ndarray], max_episode_steps: int) -> tuple[Transitions, list[str]]:
+def transitions_of(
+    path: str | Path, columns: dict[str, np.ndarray], max_episode_steps: int = 1000
+) -> tuple[Transitions, list[str]]:
     """Find the episodes, and the next states where the file has none. Also what the reader of the log should know."""
     states, terminals, notes = columns["observations"], columns["terminals"], []
     n, row = len(terminals), np.arange(len(terminals))

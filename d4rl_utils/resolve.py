@@ -11,18 +11,19 @@ SOURCES = ("auto", "d4rl", "local")
 class DatasetRequest(NamedTuple):
     """The answer of `wanted`."""
 
-    kind: str  # "d4rl", "minari" or "file"
-    env: str  # a body of D4RL; with a file also any Gymnasium id; "" with Minari, whose data bring their own
+    kind: str  # "d4rl", "minari", "lerobot" or "file"
+    env: str  # a body of D4RL; with a file or LeRobot also any Gymnasium id; "" with Minari, whose data bring their own
     dataset_type: str  # D4RL's; "" with the others
     data: str  # where D4RL's data may come from: one of SOURCES
-    place: str  # Minari's name, or the file's path; "" with D4RL
+    place: str  # Minari's name, LeRobot's name or folder, or the file's path; "" with D4RL
 
 
 def resolve_dataset(cfg) -> DatasetRequest:
     """Out of the settings `dataset`, `env`, `dataset_type`, `data`, `dataset_dir`, what they mean together.
 
     `dataset` is a name of D4RL (`hopper-medium-v2`; `hopper-medium-local` asks for local data), `minari:` and Minari's
-    name, or a path (sought in `dataset_dir` too); empty, `env` and `dataset_type` are the name.
+    name, `lerobot:` and a name of the Hugging Face hub or a folder, or a path (sought in `dataset_dir` too); empty,
+    `env` and `dataset_type` are the name.
     Raises ValueError for a name that means nothing, and for settings that contradict each other.
     """
     if cfg.data not in SOURCES:
@@ -38,6 +39,9 @@ def resolve_dataset(cfg) -> DatasetRequest:
     if cfg.dataset.startswith("minari:"):
         _agree(cfg, "env", "", "Minari's data bring their own environment")
         return DatasetRequest("minari", "", "", "", cfg.dataset.removeprefix("minari:"))
+    if cfg.dataset.startswith("lerobot:"):
+        _agree(cfg, "dataset_type", "", "LeRobot's data have no type")
+        return DatasetRequest("lerobot", cfg.env, "", "", cfg.dataset.removeprefix("lerobot:"))
     base = cfg.dataset.removesuffix("-v2").removesuffix("-local")
     if base in [f"{body}-{kind}" for body in ENVS for kind in DATASET_TYPES]:
         return _d4rl(cfg, *split_name(base))
@@ -50,7 +54,8 @@ def resolve_dataset(cfg) -> DatasetRequest:
     names = [f"{body}-{kind}-v2" for body in ENVS for kind in DATASET_TYPES]
     raise ValueError(
         f"--dataset {cfg.dataset} is neither a name of D4RL's (hopper-medium-v2; python -m d4rl_utils list), nor "
-        f"minari:NAME (minari:mujoco/hopper/medium-v0), nor a file (.hdf5){suggest(cfg.dataset, names) or '.'}"
+        f"minari:NAME (minari:mujoco/hopper/medium-v0), nor lerobot:NAME, nor a file (.hdf5)"
+        f"{suggest(cfg.dataset, names) or '.'}"
     )
 
 
