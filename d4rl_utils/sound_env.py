@@ -59,6 +59,14 @@ class SoundEnv(gymnasium.Wrapper):
             )
         return state.astype(space.dtype, copy=False)
 
+    def sound_reward(self, reward) -> float:
+        if np.size(reward) != 1 or not np.isfinite(reward).all():
+            raise EnvFault(
+                f"{self.name} pays {reward} in step {self.count} of the episode with seed {self.episode_seed}: that is "
+                "no finite number"
+            )
+        return float(reward) if np.ndim(reward) == 0 else float(np.reshape(reward, ()))
+
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         self.count, self.episode_seed = 0, seed
         with self.errors_named("at the beginning"):
@@ -69,12 +77,7 @@ class SoundEnv(gymnasium.Wrapper):
         self.count += 1
         with self.errors_named(f"in step {self.count}"):
             state, reward, terminated, truncated, info = self.env.step(action)
-        if np.size(reward) != 1 or not np.isfinite(reward).all():
-            raise EnvFault(
-                f"{self.name} pays {reward} in step {self.count} of the episode with seed {self.episode_seed}: that is "
-                "no finite number"
-            )
-        reward = float(reward) if np.ndim(reward) == 0 else float(np.reshape(reward, ()))
+        reward = self.sound_reward(reward)
         if self.count == self.limit and not (terminated or truncated):
             truncated = True
             say_once("%s has no time limit: its episodes are cut after %d steps", self.name, self.limit)
