@@ -8,6 +8,7 @@ rows for sequence policies out of checkpoints. The peer: pip install stable-base
 
 from functools import partial
 
+import gymnasium
 import torch
 from harness import CLOCKS, timing_parser, write
 
@@ -56,10 +57,9 @@ def theirs(device: str, repeats: int, clock) -> dict:
         def _on_step(self) -> bool:
             return True
 
-    world = ppo.make_eval_env(ppo.resolve_config(PPOConfig(init="none")))
     model = PPO(
         "MlpPolicy",
-        DummyVecEnv([world.make] * SIZES["num_envs"]),
+        DummyVecEnv([partial(gymnasium.make, "Hopper-v4")] * SIZES["num_envs"]),
         n_steps=SIZES["n_steps"],
         batch_size=SIZES["batch_size"],
         n_epochs=SIZES["epochs"],

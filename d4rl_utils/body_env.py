@@ -71,7 +71,7 @@ class BodyEnv(SoundEnv):
             reward = self.body._forward_reward_weight * velocity + self.body._healthy_reward
             speeds = state[len(self.qpos) - self.root :]
             np.maximum(np.minimum(speeds, SPEED_LIMIT, out=speeds), -SPEED_LIMIT, out=speeds)
-        reward = float(reward - self.body.control_cost(action))
+        reward = float(reward - self.body._ctrl_cost_weight * np.square(action).sum())
         if not math.isfinite(reward):
             self.sound_reward(reward)
         if not math.isfinite(state.sum()):

@@ -267,10 +267,12 @@ class PPO(OnlineAgent):
         )
         steps = len(everything.t)
         count = steps // cfg.batch_size
+        leaves, tree = pytree.tree_flatten(everything)
         for _ in range(cfg.epochs):
             iteration.kl_sums.zero_()
-            for rows in torch.randperm(steps, device=self.device).split(cfg.batch_size):
-                minibatch = pytree.tree_map(lambda x: x[rows], everything)  # noqa: B023  used at once
+            rows = torch.randperm(steps, device=self.device)  # fields are put in order once a pass, not once a batch
+            for parts in zip(*(x[rows].split(cfg.batch_size) for x in leaves)):
+                minibatch = pytree.tree_unflatten(parts, tree)
                 yield minibatch._replace(data=buffer.data.sample(cfg.bc_batch) if cloning else ()), iteration
             if not value_only and cfg.target_kl and iteration.kl_sums[0].item() > cfg.target_kl * count:
                 break

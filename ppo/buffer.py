@@ -68,6 +68,7 @@ class RolloutBuffer:
     def __init__(self, steps: int, like: RolloutStep, data: WindowSampler | SequenceSampler | None):
         self.steps, self.count, self.data = steps, 0, data
         self.rows = pytree.tree_map(lambda x: x.new_zeros(steps, *x.shape), like)
+        self.leaves = pytree.tree_leaves(self.rows)  # once: in every step it costs more than the copies
         self.t = torch.zeros_like(like.t)  # (n,) steps of the episodes that are under way
         self.discounted = torch.zeros_like(like.reward)  # (n,) returns so far, with which the next rollout begins
         self.open: OpenStep | None = None
@@ -85,8 +86,8 @@ class RolloutBuffer:
     def end_step(self, state: Tensor, reward: Tensor, done: Tensor, bootstrap_value: Tensor) -> None:
         """The environments answered."""
         view, raw_action, logp = self.open.view, self.open.raw_action, self.open.logp
-        step = RolloutStep(view, self.t, state, raw_action, logp, reward, done, bootstrap_value)
-        for row, new in zip(pytree.tree_leaves(self.rows), pytree.tree_leaves(step)):
+        step = *view, self.t, state, raw_action, logp, reward, done, bootstrap_value  # as a RolloutStep is flattened
+        for row, new in zip(self.leaves, step, strict=True):
             row[self.count] = new
         self.count += 1
         self.t = torch.where(done, 0, self.t + 1)
@@ -100,7 +101,7 @@ class RolloutBuffer:
         self.count = 0
 
     def state_dict(self) -> dict:
-        own = {"count": self.count, "rows": pytree.tree_leaves(self.rows), "t": self.t, "discounted": self.discounted}
+        own = {"count": self.count, "rows": self.leaves, "t": self.t, "discounted": self.discounted}
         return own | {"data": self.data.state_dict() if self.data else None}
 
     def load_state_dict(self, state: dict) -> None:
@@ -111,7 +112,7 @@ class RolloutBuffer:
                 "or fine-tune its policy's checkpoint anew"
             )
         self.count = state["count"]
-        for mine, theirs in zip(pytree.tree_leaves(self.rows), state["rows"], strict=True):
+        for mine, theirs in zip(self.leaves, state["rows"], strict=True):
             mine.copy_(theirs)
         self.t.copy_(state["t"])
         self.discounted.copy_(state["discounted"])
