@@ -199,6 +199,22 @@ def test_what_is_learned_from_is_what_was_acted_on(system, checkpoint):
         assert len(moved) == (0 if iteration == 0 else 8) and (not moved or max(moved) > 1e-6)  # it did learn
 
 
+def test_every_pass_goes_over_each_step_once_and_keeps_its_fields_together(checkpoint):
+    agent, envs, memory = begin(init=checkpoint("dt"), target_kl=0.0)
+    for _ in range(16):
+        act(agent, envs, memory)
+    flat = pytree.tree_map(torch.clone, agent.buffer.flat())
+    fields = lambda b: torch.cat([b.view[0].flatten(1), b.t[:, None], b.raw_action, b.logp[:, None]], 1)  # noqa: E731
+    steps = fields(flat)
+    assert len(steps.unique(dim=0)) == 32
+    said = [fields(minibatch) for minibatch, _ in agent.minibatches()]
+    first, second = torch.cat(said[:4]), torch.cat(said[4:])
+    for one in (first, second):
+        assert torch.equal(one.unique(dim=0), steps.unique(dim=0))  # unique sorts
+        assert not torch.equal(one, steps)
+    assert not torch.equal(first, second)
+
+
 @pytest.mark.parametrize("lie", ["window", "dropout", "moved"])
 def test_a_policy_that_is_not_the_one_that_acted_is_found_out(lie, checkpoint):
     agent, envs, memory = begin(init=checkpoint("dmamba", drop_p=0.5))
