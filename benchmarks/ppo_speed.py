@@ -3,7 +3,7 @@
     python benchmarks/ppo_speed.py [--envs 8 64] [--threads 1] [--init RUN_OR_CHECKPOINT ...] [--clock cpu]
 
 Both have MLPs of two layers of 64 for policy and value, and 4096 steps, batches of 512 and 10 passes an iteration, on
-hopper; the peer steps Gymnasium's own environment. They take turns; each time is the least. Without --threads: one and two.
+hopper; the peer steps Gymnasium's own environment. They take turns; each time is the least. Threads: one and two.
 `--init` adds rows for sequence policies out of checkpoints. Microseconds of one environment's step come first: the
 body as it is stepped here, and by Gymnasium. The peer: pip install stable-baselines3.
 """
