@@ -3,9 +3,10 @@
     python benchmarks/faults.py [--checkpoints 2000] [--files 1000] [--commands 300] [--kills 200] [--full_disks 100]
 
 Small whole files are damaged at random (bits flipped, blocks zeroed, overwritten, repeated, swapped, removed, head or
-tail cut) and opened: checkpoints of format 2 and 1, D4RL's layout plain, gzipped and with Fletcher's sums, OGBench's
-layout stored and deflated. `refused`: a ValueError's sentence. `same`: the damage hit nothing that is read. `other`:
-read with other values, which no reader can know of a file without sums; of a checkpoint it must never happen.
+tail cut) and opened: checkpoints of format 2 and 1, D4RL's layout plain, gzipped and with Fletcher's sums, d3rlpy's,
+OGBench's stored and deflated, LeRobot's Parquet. `refused`: a ValueError's sentence. `same`: the damage hit nothing
+that is read. `other`: read with other values, which no reader can know of a file without sums; of a checkpoint it must
+never happen.
 
 Commands train every agent for a moment on small data, with one flag at a value that is at the edge or beyond: negative,
 0, huge, not finite, empty, long, other letters. `refused`: a sentence, and another exit status than 0; `said`: it
@@ -50,6 +51,7 @@ import trainer
 from common import checkpoint, plotting
 from common.logger import put_into_page, read_log
 from d4rl_utils import read_hdf5
+from d4rl_utils.lerobot_data import read_lerobot
 from ogbench_utils import read_npz
 
 PATIENCE = 60.0  # seconds for one file or command
@@ -117,7 +119,28 @@ def hdf5_files(folder: Path) -> dict[str, Path]:
         with h5py.File(path, "w") as file:
             for key, values in columns.items():
                 file.create_dataset(key, data=values if values.dtype == bool else values.astype(np.float32), **way)
+    found["hdf5, d3rlpy's"] = path = folder / "d3rlpy.h5"
+    with h5py.File(path, "w") as file:
+        file["columns"], file["num_episodes"] = ["observations", "actions", "rewards", "terminated"], 6
+        for i in range(6):
+            file[f"observations_{i}"] = rng.normal(size=(50, 4)).astype(np.float32)
+            file[f"actions_{i}"] = np.tanh(rng.normal(size=(50, 2))).astype(np.float32)
+            file[f"rewards_{i}"], file[f"terminated_{i}"] = rng.normal(size=(50, 1)).astype(np.float32), i % 2 == 0
     return found
+
+
+def parquet_files(folder: Path) -> dict[str, Path]:
+    """LeRobot's layout, all episodes in one file."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    rng, row = np.random.default_rng(0), np.arange(300)
+    columns = {"observation.state": pa.array(rng.normal(size=(300, 4)).astype(np.float32).tolist())}
+    columns |= {"action": pa.array(np.tanh(rng.normal(size=(300, 2))).astype(np.float32).tolist())}
+    columns |= {"episode_index": row // 50, "frame_index": row % 50, "next.reward": rng.normal(size=300)}
+    columns |= {"next.done": row % 50 == 49}
+    pyarrow.parquet.write_table(pa.table(columns), folder / "lerobot.parquet")
+    return {"parquet, LeRobot's": folder / "lerobot.parquet"}
 
 
 def npz_files(folder: Path) -> dict[str, Path]:
@@ -145,6 +168,13 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
 
 def columns_of(path: Path) -> list[np.ndarray]:
     return list(read_hdf5(path, cache=False).transitions)
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "data").mkdir()
+        shutil.copy(path, Path(folder) / "data")
+        return list(read_lerobot(folder).transitions)
 
 
 def episodes_of(path: Path) -> list[np.ndarray]:
@@ -180,6 +210,7 @@ def numbers_of(ckpt: dict) -> list[np.ndarray]:
 PARTS: dict[str, tuple[Callable, Callable]] = {
     "hdf5": (hdf5_files, columns_of),
     "npz": (npz_files, episodes_of),
+    "parquet": (parquet_files, frames_of),
     "checkpoint": (checkpoint_files, content_of),
 }
 
