@@ -44,6 +44,16 @@ class BodyEnv(SoundEnv):
         self.begun = True
         return result
 
+    @staticmethod
+    def knows(env: gymnasium.Env) -> bool:
+        """Whether it is one of the four, without options, and does not draw in every step."""
+        body, spec = env.unwrapped, env.spec
+        place = type(body).__module__
+        known = place.startswith("gymnasium.") and place.endswith("_v4") and type(body).__name__ in ROOT_DIMS
+        if not known or body.render_mode == "human" or spec is None:
+            return False
+        return spec.max_episode_steps is not None and set(spec.kwargs) <= {"render_mode", "camera_name"}
+
     def step(self, action):
         action = np.asarray(action)
         if action.shape != self.shape or not self.begun:

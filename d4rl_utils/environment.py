@@ -124,7 +124,6 @@ def make_env(env: str, version: str = "v4", render_mode: str | None = None):
         ) from error
     from d4rl_utils.sound_env import ERRORS, SoundEnv
 
-    bodily = env in ENVS and version == "v4" and render_mode != "human"  # which draws in every step
     options = {"render_mode": render_mode} if render_mode else {}  # not every environment knows the word
     if env in ENVS:
         if version == "v4":
@@ -145,11 +144,9 @@ def make_env(env: str, version: str = "v4", render_mode: str | None = None):
             raise ValueError(f"unknown env '{env}', Gymnasium has none of this name{hint}") from error
         except ERRORS as error:  # of the environment's own code
             raise EnvFault(f"{env} cannot be made: {type(error).__name__}: {error}") from error
-    if bodily:
-        from d4rl_utils.body_env import BodyEnv
+    from d4rl_utils.body_env import BodyEnv
 
-        return BodyEnv(made)
-    return SoundEnv(made, MAX_EPISODE_STEPS)
+    return BodyEnv(made) if BodyEnv.knows(made) else SoundEnv(made, MAX_EPISODE_STEPS)
 
 
 def time_limit(env: str) -> int:

@@ -5,6 +5,7 @@ import warnings
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.envs.mujoco.hopper_v4 import HopperEnv
 
 from common.env_spec import EnvFault
 from d4rl_utils import make_env
@@ -93,6 +94,24 @@ def test_what_is_not_finite_is_said():
         env.step(np.zeros(3, np.float32))
 
 
-def test_others_go_the_usual_way():
-    for made in (make_env("hopper", "v5"), make_env("Hopper-v4")):
-        assert type(made) is SoundEnv
+def test_others_go_the_usual_way(request):
+    def register(name, **options):
+        gymnasium.register(name, **options)
+        request.addfinalizer(lambda: gymnasium.registry.pop(name))
+
+    class Mine(HopperEnv):
+        pass
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        register("Mine-v0", entry_point=Mine, max_episode_steps=1000)
+        register("Heavy-v0", entry_point=HopperEnv, max_episode_steps=1000, kwargs={"healthy_reward": 2.0})
+        register("Endless-v0", entry_point=HopperEnv)
+        register("Short-v0", entry_point=HopperEnv, max_episode_steps=7)
+    for name in ("Mine-v0", "Heavy-v0", "Endless-v0", "Hopper-v5", "Pendulum-v1"):
+        assert type(make_env(name)) is SoundEnv
+    assert type(make_env("hopper", "v5")) is SoundEnv
+    assert type(make_env("Hopper-v4")) is BodyEnv
+    short = make_env("Short-v0")
+    short.reset(seed=0)
+    assert [short.step(np.zeros(3, np.float32))[3] for _ in range(7)] == [False] * 6 + [True]
