@@ -1,7 +1,8 @@
 """Gymnasium's v4 bodies with steps that go straight to MuJoCo. Needs Gymnasium and MuJoCo.
 
-Half of a step's time goes into what lies around the simulation: layers of wrappers, a state that is copied three times,
-contact forces that nobody sees. `BodyEnv` leaves it out. What it returns is Gymnasium's to the bit, by test.
+Much of a step's time goes into what lies around the simulation: layers of wrappers, a state that is copied three times,
+contact forces that nobody sees (benchmarks/ppo_speed.py has the times). `BodyEnv` leaves it out. What it returns is
+Gymnasium's to the bit, by test.
 """
 
 import math
@@ -26,13 +27,8 @@ class BodyEnv(SoundEnv):
     def __init__(self, env: gymnasium.Env):
         super().__init__(env, env.spec.max_episode_steps)
         body = env.unwrapped
-        self.body, self.model, self.data, self.frame_skip, self.dt = (
-            body,
-            body.model,
-            body.data,
-            body.frame_skip,
-            body.dt,
-        )
+        self.body, self.model, self.data = body, body.model, body.data
+        self.frame_skip, self.dt = body.frame_skip, body.dt
         self.last = env.spec.max_episode_steps
         self.kind, self.root = type(body).__name__, ROOT_DIMS[type(body).__name__]
         self.qpos, self.qvel, self.ctrl = body.data.qpos, body.data.qvel, body.data.ctrl  # views
