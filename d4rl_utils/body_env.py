@@ -1,8 +1,8 @@
 """Gymnasium's v4 bodies with steps that go straight to MuJoCo. Needs Gymnasium and MuJoCo.
 
-Much of a step's time goes into what lies around the simulation: layers of wrappers, a state that is copied three times,
-contact forces that nobody sees (benchmarks/ppo_speed.py has the times). `BodyEnv` leaves it out. What it returns is
-Gymnasium's to the bit, by test.
+A part of a step's time goes into what lies around the simulation: layers of wrappers, a state that is copied three
+times, contact forces that nobody sees (benchmarks/ppo_speed.py has the times). `BodyEnv` leaves it out. What it returns
+is Gymnasium's to the bit, by test.
 """
 
 import math
