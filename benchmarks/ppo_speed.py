@@ -5,7 +5,7 @@
 Both have MLPs of two layers of 64 for policy and value, and 4096 steps, batches of 512 and 10 passes an iteration, on
 hopper; the peer steps Gymnasium's own environment. They take turns; each time is the least. Threads: one and two.
 `--init` adds rows for sequence policies out of checkpoints. Microseconds of one environment's step come first: the
-body as it is stepped here, and by Gymnasium. The peer: pip install stable-baselines3.
+body as it is stepped here, and by Gymnasium, resets not counted. The peer: pip install stable-baselines3.
 """
 
 import warnings
@@ -124,6 +124,10 @@ def main() -> None:
     parser.add_argument("--init", nargs="*", default=[], help="offline checkpoints or run folders")
     parser.add_argument("--envs", nargs="+", type=int, default=[8, 64], help="environments side by side")
     args = parser.parse_args()
+    try:
+        import stable_baselines3  # noqa: F401
+    except ImportError as error:
+        raise SystemExit(f"no peer to measure beside: {error}. pip install stable-baselines3") from error
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     clock, rows = CLOCKS[args.clock], {}
     how = {"device": args.device, "repeats": args.repeats, "clock": clock}

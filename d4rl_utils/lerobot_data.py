@@ -36,8 +36,8 @@ print(snapshot_download(sys.argv[1], repo_type="dataset", allow_patterns=["data/
 def read_lerobot(place: str, drop_contacts: bool = False) -> Dataset:
     """Transitions and identity of a folder in LeRobot's layout (v2 or v3), or of a repository of the hub (USER/NAME).
 
-    Raises ImportError if pyarrow is missing; ValueError for data that are neither here nor to be
-    had, damaged files, missing columns or frames, and what cannot be trained on (`columns.sound_columns`).
+    Raises ImportError if pyarrow is missing; ValueError for data that are neither here nor to be had, damaged files,
+    missing columns or frames, and what cannot be trained on (`columns.sound_columns`).
     """
     try:
         import pyarrow.compute
